@@ -1,0 +1,1 @@
+"""Plans to callables: one file per backend, found by its name."""

@@ -1,0 +1,200 @@
+"""Reductions: one row per statistic; a new row is at once parsed, differentiated, computed by every
+backend, tested and documented.
+
+A *surface* row (`std`, `rms`, `l2`, ...) has ``lower``: its definition by other rows. A *core* row
+(`sum`, `mean`, `var`, `max`, `min`) has a ``state``, which says how a block of elements is folded into
+a few numbers and how the numbers of two blocks are merged, so that any backend can compute it in one
+read, in tiles, split over threads or programs, always in a fixed order. `finish` turns the state into
+the value and `derivative` gives the contribution to the adjoint of the argument.
+
+`var` is first-class: two-pass within a block and Chan's merge between blocks, never E[x^2] - E[x]^2.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from normc.language.axes import Axis
+from normc.language.expr import Expr, Var, call, reduce, var
+
+EPS = var("eps")
+"""The compile-time constant inside `std` and `rms`."""
+
+E, COUNT = var("e"), var("n")
+"""In a state's folds: the element, and the number of elements of the block."""
+
+
+def count(axes: Axis) -> Var:
+    """The number of elements over ``axes``, a scalar known when an op is called."""
+    letters = "".join(str(axis.name) for axis in Axis if axis & axes)
+    return var(f"|{letters}|")
+
+
+@dataclass(frozen=True)
+class Fold:
+    """One native fold of a block: ``op`` (sum, max or min) of ``each`` over its elements."""
+
+    name: str
+    op: str
+    each: Expr  # in E, COUNT and the names of earlier folds of the same state
+
+
+Values = Mapping[str, Expr]
+
+
+@dataclass(frozen=True)
+class State:
+    """How blocks are folded and merged; ``merge(a, b, na, nb)`` of two blocks of na, nb elements."""
+
+    name: str
+    folds: tuple[Fold, ...]
+    merge: Callable[[Values, Values, Expr, Expr], dict[str, Expr]]
+
+
+def _merge_moments(a: Values, b: Values, na: Expr, nb: Expr) -> dict[str, Expr]:
+    shift = b["t"] / nb - a["t"] / na
+    return {
+        "t": a["t"] + b["t"],
+        "m2": a["m2"] + b["m2"] + shift * shift * (na * (nb / (na + nb))),
+    }
+
+
+_centred = E - var("t") / COUNT
+
+SUM = State("sum", (Fold("t", "sum", E),), lambda a, b, na, nb: {"t": a["t"] + b["t"]})
+MOMENTS = State(
+    "moments",
+    (Fold("t", "sum", E), Fold("m2", "sum", _centred * _centred)),
+    _merge_moments,
+)
+MAX = State(
+    "max", (Fold("m", "max", E),), lambda a, b, na, nb: {"m": call("max", a["m"], b["m"])}
+)
+MIN = State(
+    "min", (Fold("m", "min", E),), lambda a, b, na, nb: {"m": call("min", a["m"], b["m"])}
+)
+
+
+@dataclass(frozen=True)
+class Reduction:
+    """One statistic."""
+
+    name: str
+    reference: Callable[..., Any]  # (torch, tensor, dims, eps) -> tensor, dims kept
+    doc: str
+    lower: Callable[[Expr, Axis], Expr] | None = None  # surface rows: the definition
+    state: State | None = None  # core rows: how it is computed
+    finish: Callable[[Values, Expr], Expr] | None = None  # (state, count) -> value
+    # (argument, value, adjoint of the value, axes) -> contribution to the argument's adjoint
+    derivative: Callable[[Expr, Expr, Expr, Axis], Expr] | None = None
+    repeat: Callable[[Expr, Expr], Expr] = lambda value, n: value  # over n equal copies
+    single: Callable[[Expr], Expr] = lambda e: e  # of one element
+    linear: bool = False  # factors may be pulled out, and it splits into a sum of sums
+    running: float = 0.0  # where a running buffer of this statistic starts
+
+
+def _var_slope(e: Expr, value: Expr, adjoint: Expr, axes: Axis) -> Expr:
+    return adjoint * (2 / count(axes)) * (e - reduce("mean", axes, e))
+
+
+def _tie_slope(e: Expr, value: Expr, adjoint: Expr, axes: Axis) -> Expr:
+    hit = call("eq", e, value)
+    return call("where", hit, adjoint / reduce("sum", axes, call("where", hit, 1, 0)), 0)
+
+
+def _square(e: Expr) -> Expr:
+    return call("mul", e, e)
+
+
+_ROWS = (
+    # --- core -----------------------------------------------------------------------------------
+    Reduction(
+        "sum",
+        lambda t, x, dims, eps: x.sum(dims, keepdim=True),
+        "sum; it counts, so a value that does not vary is added as often as x has elements",
+        state=SUM,
+        finish=lambda s, n: s["t"],
+        derivative=lambda e, value, adjoint, axes: adjoint,
+        repeat=lambda value, n: value * n,
+        linear=True,
+    ),
+    Reduction(
+        "mean",
+        lambda t, x, dims, eps: x.mean(dims, keepdim=True),
+        "mean",
+        state=SUM,
+        finish=lambda s, n: s["t"] / n,
+        derivative=lambda e, value, adjoint, axes: adjoint * (1 / count(axes)),
+        linear=True,
+    ),
+    Reduction(
+        "var",
+        lambda t, x, dims, eps: x.var(dims, correction=0, keepdim=True),
+        "biased variance",
+        state=MOMENTS,
+        finish=lambda s, n: s["m2"] / n,
+        derivative=_var_slope,
+        single=lambda e: e * 0,
+        running=1.0,
+    ),
+    Reduction(
+        "max",
+        lambda t, x, dims, eps: t.amax(x, dims, keepdim=True),
+        "maximum; NaN if any element is",
+        state=MAX,
+        finish=lambda s, n: s["m"],
+        derivative=_tie_slope,
+    ),
+    Reduction(
+        "min",
+        lambda t, x, dims, eps: t.amin(x, dims, keepdim=True),
+        "minimum; NaN if any element is",
+        state=MIN,
+        finish=lambda s, n: s["m"],
+        derivative=_tie_slope,
+    ),
+    # --- surface --------------------------------------------------------------------------------
+    Reduction(
+        "std",
+        lambda t, x, dims, eps: t.sqrt(x.var(dims, correction=0, keepdim=True) + eps),
+        "sqrt(var + eps)",
+        lambda e, axes: call("sqrt", reduce("var", axes, e) + EPS),
+        running=1.0,
+    ),
+    Reduction(
+        "ms",
+        lambda t, x, dims, eps: x.square().mean(dims, keepdim=True),
+        "mean of squares",
+        lambda e, axes: reduce("mean", axes, _square(e)),
+        running=1.0,
+    ),
+    Reduction(
+        "rms",
+        lambda t, x, dims, eps: t.sqrt(x.square().mean(dims, keepdim=True) + eps),
+        "sqrt(ms + eps)",
+        lambda e, axes: call("sqrt", reduce("mean", axes, _square(e)) + EPS),
+        running=1.0,
+    ),
+    Reduction(
+        "absmax",
+        lambda t, x, dims, eps: t.amax(x.abs(), dims, keepdim=True),
+        "largest absolute value",
+        lambda e, axes: reduce("max", axes, call("abs", e)),
+    ),
+    Reduction(
+        "l1",
+        lambda t, x, dims, eps: x.abs().sum(dims, keepdim=True),
+        "sum of absolute values",
+        lambda e, axes: reduce("sum", axes, call("abs", e)),
+    ),
+    Reduction(
+        "l2",
+        lambda t, x, dims, eps: t.sqrt(x.square().sum(dims, keepdim=True)),
+        "root of the sum of squares",
+        lambda e, axes: call("sqrt", reduce("sum", axes, _square(e))),
+    ),
+)
+
+REDUCTIONS: dict[str, Reduction] = {row.name: row for row in _ROWS}

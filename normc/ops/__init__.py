@@ -1,0 +1,1 @@
+"""Callables to torch ops and layers."""

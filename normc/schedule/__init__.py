@@ -1,0 +1,1 @@
+"""Programs to plans: which kernels, which sweeps over memory."""
