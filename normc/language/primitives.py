@@ -102,7 +102,16 @@ _ROWS = (
     _core("add", "x y", lambda t, x, y: x + y, doc="x + y", callable=False),
     _core("sub", "x y", lambda t, x, y: x - y, doc="x - y", callable=False),
     _core("mul", "x y", lambda t, x, y: x * y, doc="x * y", callable=False),
-    _core("div", "x y", lambda t, x, y: x / y, doc="x / y", probe=_POSITIVE, callable=False),
+    _core(
+        "div",
+        "x y",
+        lambda t, x, y: x / y,
+        # not -x/y**2, whose square overflows; x/y is the call itself
+        derivative=(lambda x, y: 1 / y, lambda x, y: -(x / y / y)),
+        probe=_POSITIVE,
+        doc="x / y",
+        callable=False,
+    ),
     _core("neg", "x", lambda t, x: -x, doc="-x", callable=False),
     _core(
         "pow",
@@ -116,7 +125,8 @@ _ROWS = (
         doc="x ** y",
         callable=False,
     ),
-    _core("abs", "x", lambda t, x: t.abs(x), kinks=(0.0,), doc="absolute value"),
+    _core("abs", "x", lambda t, x: t.abs(x), derivative=(_sign,), kinks=(0.0,),
+          doc="absolute value"),
     _core("sign", "x", lambda t, x: t.sign(x), derivative=(_zero,), kinks=(0.0,), doc="-1, 0 or 1"),
     _core(
         "max",

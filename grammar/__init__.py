@@ -1,0 +1,1 @@
+"""The grammar of formulas, a data file: shipped as the package `normc.grammar`."""

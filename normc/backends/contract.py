@@ -1,0 +1,84 @@
+"""The contract between a Plan and the machine: what a backend is given and what it gives back.
+
+A backend is one file in this folder, found by its name. It offers ``backend``, a `Backend`: `render`
+turns a `Job` into readable source, `load` turns the source into a function, and the function runs the
+job on tensors. Tensors arrive as they are, any strides; statistics come back over their kept axes.
+"""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from normc.errors import BackendError, nearest
+from normc.language.geometry import Geometry
+from normc.schedule.plan import Plan
+
+BACKENDS = ("c", "triton", "torch")
+
+
+@dataclass(frozen=True)
+class Job:
+    """One Program to run: its plan, the storage type of its tensors, and what to call it."""
+
+    name: str  # of the formula: letters, digits and underscores
+    part: str  # "forward", "backward", ...
+    formula: str  # the text, for the header of the source
+    plan: Plan
+    dtype: str  # storage: "float32", "float64", "float16", "bfloat16"
+    dense: tuple[str, ...] = ()  # inputs that are statistics: contiguous over (N, G, K, S)
+    unit: bool = False  # the innermost axis of every full-size tensor has stride 1
+
+    @property
+    def entry(self) -> str:
+        """The name of the function in the source."""
+        return f"{self.name}_{self.part}"
+
+    @property
+    def wide(self) -> str:
+        """The type statistics are computed and stored in."""
+        return "float64" if self.dtype == "float64" else "float32"
+
+
+@dataclass(frozen=True)
+class Source:
+    """What a backend prints."""
+
+    text: str
+    entry: str
+    suffix: str  # of the file it lies in: ".c", ".py", ".txt"
+
+
+class Run(Protocol):
+    """A loaded job."""
+
+    def __call__(
+        self, geometry: Geometry, tensors: Mapping[str, Any], eps: float
+    ) -> dict[str, Any]:
+        """Every output and saved statistic by name, from every input by name."""
+        ...
+
+
+class Backend(Protocol):
+    """One way to run a job."""
+
+    name: str
+
+    def why_not(self, dtype: str, device: str) -> str:
+        """Why this backend cannot run here on tensors like these; empty if it can."""
+        ...
+
+    def render(self, job: Job) -> Source: ...
+
+    def load(self, job: Job, source: Source) -> Run: ...
+
+
+def find(name: str) -> Backend:
+    """The backend called ``name``; importing it is left until it is asked for."""
+    if name not in BACKENDS:
+        choices = ", ".join(BACKENDS)
+        raise BackendError(f"no backend is called `{name}`{nearest(name, BACKENDS)}: {choices}")
+    return importlib.import_module(f"normc.backends.{name}").backend
+

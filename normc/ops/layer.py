@@ -1,0 +1,141 @@
+"""Layer: a formula as a torch module, with parameters, running statistics, training and evaluation."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from normc.errors import FormulaError, ShapeError
+from normc.formula import Formula, parse
+from normc.language.axes import CHANNEL, Axis
+from normc.language.geometry import Geometry, Groups
+from normc.ops.op import Op, Result
+from normc.pipeline import programs
+from normc.program.running import Running
+
+
+class Layer(nn.Module):
+    """A formula over ``num_channels`` channels, in place of a normalization(-activation) layer.
+
+    Its parameters carry the formula's names. Statistics over the batch have running buffers, updated
+    in training as nn.BatchNorm does (``momentum``, None for a cumulative average; the variance
+    unbiased) and used in evaluation; ``track_running_stats=False`` uses the batch in both.
+
+    >>> layer = Layer("x*sigmoid(v*x)/group_std(x)*gamma + beta", 64, groups=8)
+    >>> sorted(name for name, _ in layer.named_parameters())
+    ['beta', 'gamma', 'v']
+    """
+
+    def __init__(
+        self,
+        formula: Formula | str,
+        num_channels: int,
+        *,
+        groups: Groups = "auto",
+        eps: float = 1e-5,
+        momentum: float | None = 0.1,
+        channel_dim: int = 1,
+        track_running_stats: bool = True,
+        backend: str = "auto",
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        super().__init__()
+        self.op = Op(parse(formula) if isinstance(formula, str) else formula, backend)
+        self.num_channels = num_channels
+        self.groups = Geometry.of((1, num_channels), groups).g
+        self.eps = eps
+        self.momentum = momentum
+        self.channel_dim = channel_dim
+        found = programs(self.formula.definition, ()).running if track_running_stats else ()
+        self.running: tuple[Running, ...] = found
+        for p in self.formula.params:
+            shape = (num_channels,) if p.axes else ()
+            self.register_parameter(p.name, nn.Parameter(torch.empty(shape, device=device, dtype=dtype)))
+        for r in self.running:
+            room = torch.empty(self._shape(r), device=device, dtype=dtype)
+            self.register_buffer(r.name, room)
+        if self.running:
+            counter = torch.tensor(0, dtype=torch.long, device=device)
+            self.register_buffer("num_batches_tracked", counter)
+        self.reset_parameters()
+
+    @property
+    def formula(self) -> Formula:
+        """The formula this layer computes."""
+        return self.op.formula
+
+    def _shape(self, r: Running) -> tuple[int, ...]:
+        if r.kept & ~CHANNEL:
+            raise FormulaError(
+                f"{r.op} over the batch varies over positions, so it has no running value: "
+                "use track_running_stats=False"
+            )
+        sizes = {Axis.G: self.groups, Axis.K: self.num_channels // self.groups}
+        if r.kept == CHANNEL:
+            return (self.num_channels,)
+        return (sizes[r.kept],) if r.kept else ()
+
+    def reset_running_stats(self) -> None:
+        """Put running statistics back to where they start."""
+        for r in self.running:
+            self.get_buffer(r.name).fill_(r.start)
+        if self.running:
+            self.get_buffer("num_batches_tracked").zero_()
+
+    def reset_parameters(self) -> None:
+        """Put parameters and running statistics back to where they start."""
+        self.reset_running_stats()
+        for p in self.formula.params:
+            nn.init.constant_(self.get_parameter(p.name), p.init)
+
+    def forward(self, x: Tensor, **inputs: Tensor) -> Result:
+        """Run the formula on x, ``num_channels`` along ``channel_dim``; inputs by name."""
+        self._check(x, inputs)
+        tensors = dict(self.named_parameters(recurse=False)) | inputs
+        given = {n: t for n, t in tensors.items()}
+        if self.running and not self.training:
+            buffers = {r.stat: self.get_buffer(r.name) for r in self.running}
+            results, _ = self._run(x, given, mode="frozen", buffers=buffers)
+        elif self.running:
+            results, now = self._run(x, given, mode="track")
+            self._update(x, now)
+        else:
+            results, _ = self._run(x, given)
+        return results[0] if len(results) == 1 else results
+
+    def _run(self, x: Tensor, tensors: dict[str, Tensor], **how: Any) -> Any:
+        return self.op.run(x, tensors, self.groups, self.eps, self.channel_dim, **how)
+
+    def _check(self, x: Tensor, inputs: dict[str, Tensor]) -> None:
+        dim = self.channel_dim
+        if -x.dim() <= dim < x.dim() and x.shape[dim] != self.num_channels:
+            raise ShapeError(
+                f"x has {x.shape[dim]} channels along dimension {dim} (shape {tuple(x.shape)}), "
+                f"but the layer was made for {self.num_channels}"
+            )
+        own = {p.name for p in self.formula.params} & inputs.keys()
+        if own:
+            raise ShapeError(f"`{min(own)}` is a parameter of the layer; it takes only inputs")
+
+    @torch.no_grad()
+    def _update(self, x: Tensor, now: dict[str, Tensor]) -> None:
+        """One step of the moving averages, as nn.BatchNorm takes it."""
+        seen = self.get_buffer("num_batches_tracked").add_(1)
+        rate = 1 / float(seen) if self.momentum is None else self.momentum
+        geometry = Geometry.of(x.shape, self.groups, self.channel_dim)
+        for r in self.running:
+            value, n = now[r.name], geometry.count(r.over)
+            if r.unbiased and n > 1:
+                value = value * (n / (n - 1))
+            self.get_buffer(r.name).lerp_(value.to(self.get_buffer(r.name).dtype), rate)
+
+    def extra_repr(self) -> str:
+        """What recreates the layer."""
+        return (
+            f"{self.formula.text!r}, {self.num_channels}, groups={self.groups}, eps={self.eps}, "
+            f"momentum={self.momentum}, channel_dim={self.channel_dim}, "
+            f"track_running_stats={bool(self.running)}"
+        )

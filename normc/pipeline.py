@@ -1,0 +1,124 @@
+"""The table of contents: every stage from text to kernels, in order.
+
+    parse . check . flatten . (track | freeze) . tidy . vjp . tidy . save . schedule . render . load
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Literal
+
+from normc import config
+from normc.backends import contract
+from normc.backends.contract import Job, Run, Source
+from normc.language.axes import Axis
+from normc.language.definition import Definition
+from normc.program.derive import COTANGENT, pair
+from normc.program.flatten import flatten_definition
+from normc.program.program import Program
+from normc.program.running import Running, freeze, running, track
+from normc.program.tidy import tidy
+from normc.schedule.plan import Plan
+from normc.schedule.schedule import CHANNELS_FIRST, schedule
+
+Mode = Literal["batch", "track", "frozen"]
+"""Where batch statistics come from: the batch; the batch, handed out too; running buffers."""
+
+
+@dataclass(frozen=True)
+class Programs:
+    """Forward and backward of one formula for one set of wanted gradients."""
+
+    forward: Program
+    backward: Program | None
+    saved: tuple[str, ...]
+    results: tuple[str, ...]
+    running: tuple[Running, ...]
+
+
+@dataclass(frozen=True)
+class Target:
+    """What kernels are compiled for."""
+
+    backend: str
+    dtype: str
+    order: tuple[Axis, ...] = CHANNELS_FIRST
+    unit: bool = True
+
+
+@dataclass(frozen=True)
+class Built:
+    """Loaded kernels, and the programs they came from."""
+
+    programs: Programs
+    forward: Run
+    backward: Run | None
+
+
+@lru_cache(maxsize=1024)
+def programs(definition: Definition, wrt: tuple[str, ...], mode: Mode = "batch") -> Programs:
+    """Derive: the forward Program, and the backward one for the gradients of ``wrt``."""
+    flat = flatten_definition(definition)
+    results = tuple(o.name for o in flat.outputs)
+    rows = running(flat)
+    if mode == "track":
+        flat = track(flat, rows)
+    elif mode == "frozen":
+        flat = freeze(flat, rows)
+    wanted = tuple(i.name for i in flat.inputs if i.name in wrt)
+    if not wanted:
+        return Programs(tidy(flat), None, (), results, rows)
+    forward, backward, saved = pair(flat, wanted, results)
+    return Programs(forward, backward, saved, results, rows)
+
+
+def jobs(definition: Definition, label: str, text: str, found: Programs, target: Target) -> list[Job]:
+    """Schedule: the forward job, and the backward one if there is one."""
+    frozen = tuple(r.stat for r in found.running)
+    made: list[Job] = []
+    parts = [("forward", found.forward, found.saved, frozen)]
+    if found.backward is not None:
+        parts.append(("backward", found.backward, (), (*found.saved, *frozen)))
+    for part, program, saved, dense in parts:
+        plan = schedule(program, target.order)
+        plan = Plan(plan.program, plan.kernels, plan.order, saved)
+        made.append(Job(label, part, text, plan, target.dtype, dense, target.unit))
+    return made
+
+
+def build(
+    definition: Definition,
+    label: str,
+    text: str,
+    wrt: tuple[str, ...],
+    mode: Mode,
+    target: Target,
+) -> Built:
+    """Everything: text's definition in, loaded kernels out."""
+    began = time.perf_counter()
+    found = programs(definition, wrt, mode)
+    config.debug(3, found.forward.show())
+    backend = contract.find(target.backend)
+    runs: list[Run] = []
+    for job in jobs(definition, label, text, found, target):
+        config.debug(5, job.plan.show())
+        source = backend.render(job)
+        config.debug(4, source.text)
+        runs.append(backend.load(job, source))
+    config.debug(1, f"{label}: {target.backend} ready in {time.perf_counter() - began:.3f} s")
+    return Built(found, runs[0], runs[1] if len(runs) > 1 else None)
+
+
+def sources(
+    definition: Definition, label: str, text: str, wrt: tuple[str, ...], target: Target
+) -> Iterator[tuple[Job, Source]]:
+    """What a backend prints, without compiling it."""
+    backend = contract.find(target.backend)
+    for job in jobs(definition, label, text, programs(definition, wrt), target):
+        yield job, backend.render(job)
+
+
+__all__ = ["COTANGENT", "Built", "Mode", "Programs", "Target", "build", "jobs", "programs", "sources"]

@@ -1,0 +1,263 @@
+"""Algebra: sympy behind one door; no other file imports it.
+
+    Expr  <->  sympy           node by node over the shared DAG, never through text
+    name   ->  derivatives     sympy's diff of a row's body, unless the row has its own
+
+Every function of the language is one sympy head and back, so that a formula survives the journey: the
+arithmetic and the elementary functions are sympy's own, everything else is an opaque head that sympy
+can differentiate by our row and cannot rewrite. Expressions are built unevaluated, because sympy's
+automatic rewriting (``x/x``, ``0*x``, ``exp(x)*exp(-x)``) loses NaN and overflows.
+"""
+
+# sympy has no stubs that a strict checker accepts; this room is where its untyped objects stop.
+# pyright: reportUnknownMemberType=false, reportUnknownVariableType=false
+# pyright: reportUnknownArgumentType=false, reportMissingTypeStubs=false
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from functools import cache
+from typing import Any
+
+import sympy
+from sympy.codegen import cfunctions
+
+from normc.errors import NormcError
+from normc.language.axes import Axis
+from normc.language.expr import (
+    Call,
+    Const,
+    Expr,
+    Reduce,
+    Var,
+    call,
+    children,
+    const,
+    postorder,
+    reduce,
+    substitute,
+    var,
+)
+from normc.language.primitives import PRIMITIVES
+
+Symbolic = Any
+"""A sympy expression."""
+
+NATIVE: dict[str, Any] = {
+    "add": sympy.Add,
+    "mul": sympy.Mul,
+    "pow": sympy.Pow,
+    "exp": sympy.exp,
+    "log": sympy.log,
+    "sqrt": cfunctions.Sqrt,
+    "sin": sympy.sin,
+    "cos": sympy.cos,
+    "tanh": sympy.tanh,
+    "erf": sympy.erf,
+    "atan": sympy.atan,
+    "expm1": cfunctions.expm1,
+    "log1p": cfunctions.log1p,
+}
+"""Functions for which sympy has the head, and knows the derivative."""
+
+COMPOSED: dict[str, Callable[..., Symbolic]] = {
+    "neg": lambda x: _raw(sympy.Mul, sympy.S.NegativeOne, x),
+    "sub": lambda x, y: _raw(sympy.Add, x, _raw(sympy.Mul, sympy.S.NegativeOne, y)),
+    "div": lambda x, y: (
+        _inverse(y) if x is sympy.S.One else _raw(sympy.Mul, x, _inverse(y))
+    ),
+}
+"""Functions that sympy spells with sums, products and powers."""
+
+
+def _raw(head: Any, *args: Symbolic) -> Symbolic:
+    return head(*args, evaluate=False)
+
+
+def _inverse(x: Symbolic) -> Symbolic:
+    return _raw(sympy.Pow, x, sympy.S.NegativeOne)
+
+
+def _opaque(name: str) -> Any:
+    """A head that sympy differentiates by our row and otherwise leaves alone."""
+    row = PRIMITIVES[name]
+
+    def fdiff(self: Any, argindex: int = 1) -> Symbolic:
+        values = dict(zip(row.parameters(), map(from_sympy, self.args), strict=True))
+        slope = derivative(name)[argindex - 1]
+        return to_sympy(substitute([slope], values)[0])  # pyright: ignore[reportArgumentType]
+
+    return type(name, (sympy.Function,), {"fdiff": fdiff, "nargs": len(row.args)})
+
+
+HEADS: dict[str, Any] = {
+    name: NATIVE.get(name) or _opaque(name) for name in PRIMITIVES if name not in COMPOSED
+}
+NAMES: dict[Any, str] = {head: name for name, head in HEADS.items()}
+assert len(HEADS) == len(NAMES), "two functions share a sympy head"
+
+
+class Statistic(sympy.Function):
+    """An opaque head for `Reduce`: its name, the number of its axes, its argument."""
+
+    nargs = 3
+
+
+# --- there -------------------------------------------------------------------------------------------
+
+
+def to_sympy(expr: Expr) -> Symbolic:
+    """The same DAG as an unevaluated sympy expression."""
+    done: dict[int, Symbolic] = {}
+    for node in postorder([expr]):
+        done[id(node)] = _there(node, [done[id(child)] for child in children(node)])
+    return done[id(expr)]
+
+
+def _there(node: Expr, args: list[Symbolic]) -> Symbolic:
+    match node:
+        case Const(value):
+            return _number(value)
+        case Var(name, axes):
+            # One symbol per name and axes, so that the way back needs no table. Symbol reads nothing
+            # into the text: a variable called E, I, beta or lambda is just that variable.
+            return sympy.Symbol(f"{name}@{axes.value}")
+        case Reduce(op, over, _):
+            return _raw(Statistic, sympy.Symbol(op), sympy.Integer(over.value), *args)
+        case Call(fn, _) if fn in COMPOSED:
+            return COMPOSED[fn](*args)
+        case Call(fn, _) if fn in HEADS:
+            return _raw(HEADS[fn], *args)
+        case Call(fn, _):
+            raise NormcError(f"`{fn}` is not a primitive, so sympy has no head for it")
+
+
+def _number(value: float) -> Symbolic:
+    """An exact sympy number; only -0.0, which sympy lacks, is spelled as a product."""
+    if value == 0 and math.copysign(1, value) < 0:
+        return _raw(sympy.Mul, sympy.S.NegativeOne, sympy.S.Zero)
+    if not math.isfinite(value):
+        return sympy.S.NaN if math.isnan(value) else sympy.oo if value > 0 else -sympy.oo
+    top, bottom = value.as_integer_ratio()
+    return sympy.Rational(top, bottom)
+
+
+# --- and back ----------------------------------------------------------------------------------------
+
+
+def from_sympy(expression: Symbolic) -> Expr:
+    """A sympy expression as ours; a head that is no function of the language is an error."""
+    done: dict[Symbolic, Expr] = {}
+    stack: list[Symbolic] = [expression]
+    while stack:
+        node = stack[-1]
+        operands = node.args[2:] if isinstance(node, Statistic) else node.args
+        waiting = [a for a in operands if a not in done]
+        stack.extend(reversed(waiting))
+        if not waiting:
+            done[stack.pop()] = _back(node, [done[a] for a in operands])
+    return done[expression]
+
+
+def _back(node: Symbolic, args: list[Expr]) -> Expr:
+    if isinstance(node, sympy.Symbol):
+        name, mark, axes = node.name.rpartition("@")
+        if mark:
+            return var(name, Axis(int(axes)))
+    if isinstance(node, (sympy.Number, sympy.NumberSymbol)):
+        return const(float(node))
+    if isinstance(node, sympy.Add):
+        return _sum(args)
+    if isinstance(node, sympy.Mul):
+        return _product(node.args, args)
+    if isinstance(node, sympy.Pow):
+        return _power(*args)
+    if isinstance(node, Statistic):
+        return reduce(str(node.args[0]), Axis(int(str(node.args[1]))), args[0])
+    if node.func not in NAMES:
+        raise NormcError(f"sympy's {node.func.__name__} is no function of the language: {node}")
+    return call(NAMES[node.func], *args)
+
+
+def _sum(terms: list[Expr]) -> Expr:
+    """Terms from left to right, negative ones subtracted; only the first two may trade places."""
+    head, *rest = terms
+    if rest and _negated(head) is not None and _negated(rest[0]) is None:
+        head, rest = rest[0], [head, *rest[1:]]
+    for term in rest:
+        positive = _negated(term)
+        head = call("add", head, term) if positive is None else call("sub", head, positive)
+    return head
+
+
+def _negated(expr: Expr) -> Expr | None:
+    """``e`` where the expression reads ``-e``."""
+    match expr:
+        case Const(value) if value < 0:
+            return const(-value)
+        case Call("neg", (arg,)):
+            return arg
+        case Call("mul" | "div" as fn, (Const(value), arg)) if value < 0:
+            return call(fn, -value, arg)
+        case _:
+            return None
+
+
+def _product(shapes: tuple[Symbolic, ...], args: list[Expr]) -> Expr:
+    """Factors from left to right over divisors from left to right, numbers gathered in front."""
+    number, over, under = 1.0, list[Expr](), list[Expr]()
+    for shape, arg in zip(shapes, args, strict=True):
+        match arg:
+            case Const(value) if value != 0 and math.isfinite(value * number):
+                number *= value
+            case Call("div", (Const(1.0), divisor)) if isinstance(shape, sympy.Pow):
+                under.append(divisor)
+            case _:
+                over.append(arg)
+    if abs(number) != 1 or not over:
+        over.insert(0, const(abs(number)))
+    value = over[0]
+    for factor in over[1:]:
+        value = call("mul", value, factor)
+    for divisor in under:
+        value = call("div", value, divisor)
+    return call("neg", value) if number < 0 else value
+
+
+def _power(base: Expr, exponent: Expr) -> Expr:
+    """Powers, the reciprocals and roots among them under their own names."""
+    match base, exponent:
+        case Const(b), Const(e) if b > 0 and abs(e * math.log(b)) < 60:
+            return const(b**e)
+        case _, Const(0.5):
+            return call("sqrt", base)
+        case _, Const(e) if e in (-0.5, -1, -2):
+            return call("div", 1, _power(base, const(-e)) if e != -1 else base)
+        case _:
+            return call("pow", base, exponent)
+
+
+# --- derivatives -------------------------------------------------------------------------------------
+
+
+@cache
+def derivative(name: str) -> tuple[Expr, ...]:
+    """The partial derivatives of a primitive, over ``PRIMITIVES[name].parameters()``.
+
+    >>> derivative("tanh")[0].args[0].value
+    1.0
+    """
+    row = PRIMITIVES[name]
+    parameters = row.parameters()
+    if row.derivative is not None:
+        return tuple(_as_expr(slope(*parameters)) for slope in row.derivative)
+    if row.body is None and name not in COMPOSED and name not in NATIVE:
+        raise NormcError(f"the core function `{name}` is not sympy's: its row needs a derivative")
+    body = call(name, *parameters) if row.body is None else row.expand(*parameters)
+    symbolic = to_sympy(body)
+    return tuple(from_sympy(symbolic.diff(to_sympy(p))) for p in parameters)
+
+
+def _as_expr(value: Expr | float) -> Expr:
+    return const(value) if isinstance(value, int | float) else value

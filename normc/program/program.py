@@ -1,0 +1,142 @@
+"""Programs: straight-line, single-assignment code over tensors; forward, backward and every further
+derivative are all of this one type.
+
+    program ::= "in" {name ":" axes} {stat} {out}
+    stat    ::= name "=" op "[" axes "]" expr        s0 = var[K S] x
+    out     ::= name ":" axes "<-" expr              y : N G K S <- x*sigmoid(v*x)/sqrt(s0 + eps)
+
+A statistic's argument and an output's expression contain no `Reduce`: they read inputs, earlier
+statistics, ``eps`` and counts (``|K S|``, the number of elements over axes) element by element.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, replace
+
+from normc.errors import NormcError
+from normc.language.axes import Axis, show
+from normc.language.expr import Expr, Reduce, Var, postorder, rewrite, var, variables
+from normc.language.reductions import EPS, REDUCTIONS, State
+from normc.language.show import show_expr
+
+
+@dataclass(frozen=True)
+class Stat:
+    """One reduction: ``name = op[over] arg``; every axis of ``over`` is one of the argument's."""
+
+    name: str
+    op: str
+    over: Axis
+    arg: Expr
+    start: float = 0.0  # where a running buffer of it starts
+
+    @property
+    def kept(self) -> Axis:
+        """The axes over which the value varies."""
+        return self.arg.axes & ~self.over
+
+    @property
+    def var(self) -> Var:
+        """The value, as other expressions read it."""
+        return var(self.name, self.kept)
+
+    @property
+    def state(self) -> State:
+        """How the value is accumulated."""
+        state = REDUCTIONS[self.op].state
+        assert state is not None, f"{self.op} is not a core reduction"
+        return state
+
+
+@dataclass(frozen=True)
+class Output:
+    """One result, varying over at most ``axes``, broadcast to them."""
+
+    name: str
+    axes: Axis
+    expr: Expr
+
+    @property
+    def var(self) -> Var:
+        return var(self.name, self.axes)
+
+
+@dataclass(frozen=True)
+class Program:
+    """Inputs, statistics in order of dependency, outputs."""
+
+    inputs: tuple[Var, ...]
+    stats: tuple[Stat, ...]
+    outputs: tuple[Output, ...]
+
+    def show(self) -> str:
+        """Stable text, in the grammar of this module's docstring."""
+        lines = [f"in {i.name} : {show(i.axes)}".rstrip() for i in self.inputs]
+        lines += [f"{s.name} = {s.op}[{show(s.over)}] {show_expr(s.arg)}" for s in self.stats]
+        lines += [f"{o.name} : {show(o.axes)} <- {show_expr(o.expr)}" for o in self.outputs]
+        return "\n".join(lines)
+
+    @property
+    def exprs(self) -> list[Expr]:
+        """Every expression: the statistics' arguments, then the outputs'."""
+        return [s.arg for s in self.stats] + [o.expr for o in self.outputs]
+
+    def stat(self, name: str) -> Stat:
+        """The statistic called ``name``."""
+        return next(s for s in self.stats if s.name == name)
+
+
+def is_scalar(name: str) -> bool:
+    """Whether a variable is a number known at call time, no tensor: eps or a count."""
+    return name == EPS.name or name.startswith("|")
+
+
+def tensors(exprs: Iterable[Expr]) -> list[Var]:
+    """The tensors read by expressions, in order of first use."""
+    return [v for v in variables(exprs) if not is_scalar(v.name)]
+
+
+def map_exprs(program: Program, rule: Callable[[Expr], Expr]) -> Program:
+    """Apply a node rule bottom-up to every expression of a program."""
+    done = rewrite(program.exprs, rule)
+    stats = tuple(replace(s, arg=e) for s, e in zip(program.stats, done, strict=False))
+    rest = done[len(stats) :]
+    outputs = tuple(replace(o, expr=e) for o, e in zip(program.outputs, rest, strict=True))
+    return Program(program.inputs, stats, outputs)
+
+
+def restrict(program: Program, outputs: Sequence[Output]) -> Program:
+    """The program that computes only ``outputs``: dead statistics and unread inputs are gone."""
+    needed = {v.name for v in tensors(o.expr for o in outputs)}
+    alive: list[Stat] = []
+    for stat in reversed(program.stats):
+        if stat.name in needed:
+            alive.append(stat)
+            needed |= {v.name for v in tensors([stat.arg])}
+    inputs = tuple(i for i in program.inputs if i.name in needed)
+    return Program(inputs, tuple(reversed(alive)), tuple(outputs))
+
+
+def verify(program: Program) -> Program:
+    """Check the invariants every pass must keep, and return the program."""
+    known = {i.name: i.axes for i in program.inputs}
+
+    def check(expr: Expr, where: str) -> None:
+        for node in postorder([expr]):
+            if isinstance(node, Reduce):
+                raise NormcError(f"internal: a statistic is left inside {where}")
+            if isinstance(node, Var) and not is_scalar(node.name):
+                if known.get(node.name) != node.axes:
+                    raise NormcError(f"internal: {where} reads `{node.name}` before it is known")
+
+    for stat in program.stats:
+        check(stat.arg, stat.name)
+        if stat.name in known or not stat.over or stat.over & ~stat.arg.axes:
+            raise NormcError(f"internal: {stat.name} is not a well-formed statistic")
+        known[stat.name] = stat.kept
+    for output in program.outputs:
+        check(output.expr, output.name)
+        if output.expr.axes & ~output.axes:
+            raise NormcError(f"internal: {output.name} varies over more axes than it has")
+    return program

@@ -1,0 +1,101 @@
+"""Plans: what is computed in which pass over memory; backends walk this and decide nothing.
+
+    plan   ::= {kernel}
+    kernel ::= grid axes, {sweep}            one launch; one instance per index over the grid's axes
+    sweep  ::= rows, cols, {fold | write}    one pass; for each row index, a loop over the columns
+
+An instance of a kernel runs its sweeps in order. In a sweep it visits, for every index over ``rows``,
+all indices over ``cols``: it accumulates statistics over the columns and stores them per (grid, rows),
+or writes outputs at (grid, rows, cols). A later sweep or kernel reads what was stored. Kernels follow
+each other in stream order, so a statistic may cross instances only from one kernel to a later one.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from normc.language.axes import Axis, show
+from normc.language.expr import Expr, Var
+from normc.language.reductions import State
+from normc.language.show import show_expr
+from normc.program.program import Output, Program, Stat, tensors
+
+
+@dataclass(frozen=True)
+class Fold:
+    """Statistics that share one accumulation: the same argument over the same axes."""
+
+    state: State
+    arg: Expr
+    stats: tuple[Stat, ...]  # each is finished from the state and stored
+
+
+@dataclass(frozen=True)
+class Sweep:
+    """One pass over memory."""
+
+    rows: Axis
+    cols: Axis
+    folds: tuple[Fold, ...] = ()
+    writes: tuple[Output, ...] = ()
+
+    @property
+    def exprs(self) -> tuple[Expr, ...]:
+        """What is evaluated at every element."""
+        return (*(f.arg for f in self.folds), *(w.expr for w in self.writes))
+
+    @property
+    def reads(self) -> list[Var]:
+        """The tensors read, in order of first use."""
+        return tensors(self.exprs)
+
+    @property
+    def stores(self) -> tuple[Var, ...]:
+        """The statistics or outputs stored."""
+        stats = tuple(s.var for f in self.folds for s in f.stats)
+        return (*stats, *(w.var for w in self.writes))
+
+
+@dataclass(frozen=True)
+class Kernel:
+    """One launch."""
+
+    name: str
+    grid: Axis
+    sweeps: tuple[Sweep, ...]
+
+    @property
+    def reads(self) -> list[Var]:
+        """Tensors read that the kernel did not store itself."""
+        stored = {v.name for sweep in self.sweeps for v in sweep.stores}
+        seen = {v.name: v for sweep in self.sweeps for v in sweep.reads if v.name not in stored}
+        return list(seen.values())
+
+
+@dataclass(frozen=True)
+class Plan:
+    """All launches of one Program for one order of axes in memory."""
+
+    program: Program
+    kernels: tuple[Kernel, ...]
+    order: tuple[Axis, ...]  # outermost to innermost in memory: how loops nest
+    saved: tuple[str, ...] = ()  # statistics that outlive the call, for backward
+
+    def show(self) -> str:
+        """Stable text: kernels, sweeps, what each reads and stores."""
+        lines: list[str] = []
+        for kernel in self.kernels:
+            lines.append(f"kernel {kernel.name} grid[{show(kernel.grid)}]")
+            for sweep in kernel.sweeps:
+                reads = ", ".join(v.name for v in sweep.reads)
+                lines.append(f"  sweep rows[{show(sweep.rows)}] cols[{show(sweep.cols)}] reads {reads}")
+                for fold in sweep.folds:
+                    names = ", ".join(f"{s.name}:{s.op}" for s in fold.stats)
+                    lines.append(f"    {names} <- {fold.state.name} {show_expr(fold.arg)}")
+                lines += [f"    {w.name} <- {show_expr(w.expr)}" for w in sweep.writes]
+        return "\n".join(lines)
+
+    @property
+    def scratch(self) -> tuple[Stat, ...]:
+        """Statistics which only kernels of this plan read."""
+        return tuple(s for s in self.program.stats if s.name not in self.saved)

@@ -1,0 +1,184 @@
+"""Schedule: a Program becomes a Plan, by the axes of its statistics alone, never by a layer's name.
+
+1. The statistics on which full-size outputs depend form *stages*. The grid of a stage is the set of
+   axes that all its statistics keep: then no value crosses instances inside a kernel. A statistic
+   joins the current stage while one grid contains the other and something is left to run in parallel.
+2. The other statistics, parameter gradients above all, ride in an existing stage where its grid allows,
+   if need be as a partial sum whose finishing sum runs in a later, tiny kernel: always in fixed order,
+   no atomics, bitwise repeatable.
+3. Outputs are written in the stage of the last statistic they read.
+4. In a stage, statistics of one level over the same rows and columns share a sweep.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+
+from normc.language.axes import CHANNEL, FULL, NONE, ORDER, Axis
+from normc.language.expr import Expr
+from normc.language.reductions import REDUCTIONS
+from normc.program.program import Output, Program, Stat, tensors, verify
+from normc.schedule.plan import Fold, Kernel, Plan, Sweep
+
+CHANNELS_FIRST = ORDER
+CHANNELS_LAST = (Axis.N, Axis.S, Axis.G, Axis.K)
+
+
+@dataclass
+class Stage:
+    """A kernel in the making."""
+
+    grid: Axis
+    stats: list[Stat] = field(default_factory=lambda: [])
+    writes: list[Output] = field(default_factory=lambda: [])
+
+
+def schedule(program: Program, order: tuple[Axis, ...] = CHANNELS_FIRST) -> Plan:
+    """Plan the kernels of a program for tensors whose axes lie in memory in ``order``."""
+    program = _partial_sums(program, order)
+    stages = _stages(program, order)
+    kernels = tuple(_kernel(f"k{i}", stage, order) for i, stage in enumerate(stages))
+    return Plan(program, kernels, order)
+
+
+def pointwise_grid(order: tuple[Axis, ...]) -> Axis:
+    """The grid where no statistic asks for one: all but the innermost axis (channels count as one)."""
+    return FULL & ~innermost(order)
+
+
+def innermost(order: tuple[Axis, ...]) -> Axis:
+    """The axes that are contiguous in memory."""
+    return CHANNEL if order[-1] & CHANNEL else order[-1]
+
+
+def _essential(program: Program) -> set[str]:
+    """Names of the statistics on which full-size outputs depend."""
+    needed = {v.name for o in program.outputs if o.axes == FULL for v in tensors([o.expr])}
+    for stat in reversed(program.stats):
+        if stat.name in needed:
+            needed |= {v.name for v in tensors([stat.arg])}
+    return {s.name for s in program.stats} & needed
+
+
+def _main_stages(program: Program) -> list[Stage]:
+    """Stages of the essential statistics, in order."""
+    essential = _essential(program)
+    stages: list[Stage] = []
+    for stat in program.stats:
+        if stat.name not in essential:
+            continue
+        last = stages[-1] if stages else None
+        grid = last.grid & stat.kept if last else NONE
+        if last and grid and grid in (last.grid, stat.kept):
+            last.grid = grid
+            last.stats.append(stat)
+        else:
+            stages.append(Stage(stat.kept, [stat]))
+    return stages
+
+
+def _main_grid(program: Program, order: tuple[Axis, ...]) -> Axis:
+    """The grid in which full-size outputs are written."""
+    stages = _main_stages(program)
+    return (stages[-1].grid if stages else NONE) or pointwise_grid(order)
+
+
+def _partial_sums(program: Program, order: tuple[Axis, ...]) -> Program:
+    """Split sums which no full-size output needs at the main grid: a partial sum and a finish."""
+    grid = _main_grid(program, order)
+    essential = _essential(program)
+    stats: list[Stat] = []
+    for s in program.stats:
+        splits = REDUCTIONS[s.op].linear and s.over & grid and s.over & ~grid
+        if s.name in essential or not splits or grid & ~s.arg.axes:
+            stats.append(s)
+            continue
+        part = Stat(f"{s.name}_part", s.op, s.over & ~grid, s.arg)
+        stats += [part, replace(s, over=s.over & grid, arg=part.var)]
+    return verify(replace(program, stats=tuple(stats)))
+
+
+def _stages(program: Program, order: tuple[Axis, ...]) -> list[Stage]:
+    """All stages: essential statistics, then the others and the outputs placed among them."""
+    stages = _main_stages(program)
+    if any(o.axes == FULL for o in program.outputs) and (not stages or not stages[-1].grid):
+        stages.append(Stage(pointwise_grid(order)))
+    main = len(stages) - 1
+    home = {s.name: i for i, stage in enumerate(stages) for s in stage.stats}
+    for stat in program.stats:
+        if stat.name not in home:
+            home[stat.name] = _place(stages, stat, home)
+    for out in program.outputs:
+        if out.axes == FULL:
+            stages[main].writes.append(out)
+        else:
+            _place_output(stages, out, home)
+    return stages
+
+
+def _ready(expr: Expr, home: dict[str, int]) -> int:
+    """The first stage in which everything an expression reads has been computed."""
+    return max((home[v.name] for v in tensors([expr]) if v.name in home), default=0)
+
+
+def _holds(stage: Stage, axes: Axis) -> bool:
+    """Whether a value over ``axes`` belongs to one instance of the stage's grid."""
+    return not stage.grid & ~axes and (bool(stage.grid) or not axes)
+
+
+def _place(stages: list[Stage], stat: Stat, home: dict[str, int]) -> int:
+    """Put a statistic into the first stage that may hold it; a new last stage if none may."""
+    for i in range(_ready(stat.arg, home), len(stages)):
+        if _holds(stages[i], stat.kept):
+            stages[i].stats.append(stat)
+            return i
+    stages.append(Stage(stat.kept, [stat]))
+    return len(stages) - 1
+
+
+def _place_output(stages: list[Stage], out: Output, home: dict[str, int]) -> None:
+    """Put a gradient smaller than x where its statistics are ready."""
+    for stage in stages[_ready(out.expr, home) :]:
+        if _holds(stage, out.axes):
+            stage.writes.append(out)
+            return
+    stages.append(Stage(out.axes, [], [out]))
+
+
+def _kernel(name: str, stage: Stage, order: tuple[Axis, ...]) -> Kernel:
+    """Group a stage's statistics into sweeps by level, rows and columns; then its writes."""
+    levels: dict[str, int] = {}
+    sweeps: dict[tuple[int, Axis, Axis], list[Stat]] = {}
+    for stat in stage.stats:
+        below = [levels[v.name] for v in tensors([stat.arg]) if v.name in levels]
+        levels[stat.name] = 1 + max(below, default=0)
+        rows = stat.kept & ~stage.grid
+        sweeps.setdefault((levels[stat.name], rows, stat.over), []).append(stat)
+    done = [
+        Sweep(rows, cols, folds=_folds(sweeps[level, rows, cols]))
+        for level, rows, cols in sorted(sweeps, key=lambda key: key[0])
+    ]
+    return Kernel(name, stage.grid, (*done, *_write_sweeps(stage, order)))
+
+
+def _write_sweeps(stage: Stage, order: tuple[Axis, ...]) -> list[Sweep]:
+    groups: dict[tuple[Axis, Axis], list[Output]] = {}
+    for out in stage.writes:
+        inner = out.axes & ~stage.grid
+        cols = inner & innermost(order)
+        groups.setdefault((inner & ~cols, cols), []).append(out)
+    return [Sweep(rows, cols, writes=tuple(outs)) for (rows, cols), outs in groups.items()]
+
+
+def _folds(stats: Sequence[Stat]) -> tuple[Fold, ...]:
+    """Statistics of one argument share the richest state that serves them all."""
+    folds: list[Fold] = []
+    for stat in sorted(stats, key=lambda s: -len(s.state.folds)):
+        for i, fold in enumerate(folds):
+            if fold.arg is stat.arg and set(stat.state.folds) <= set(fold.state.folds):
+                folds[i] = replace(fold, stats=(*fold.stats, stat))
+                break
+        else:
+            folds.append(Fold(stat.state, stat.arg, (stat,)))
+    return tuple(folds)
