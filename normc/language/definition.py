@@ -10,7 +10,7 @@ from normc.language.expr import Expr, Var, var
 X: Var = var("x", FULL)
 """The input of every formula."""
 
-RESERVED = ("x", "eps", "param", "input", "where")
+RESERVED = ("x", "eps", "param", "input", "where", "groups", "channel_dim")
 """Names with a fixed meaning, which no declaration may take."""
 
 STARTS_AT_ZERO = ("beta", "v0")

@@ -178,6 +178,15 @@ _ROWS = (
     _compare("eq", "==", lambda t, x, y: (x == y).to(x.dtype)),
     _compare("ne", "!=", lambda t, x, y: (x != y).to(x.dtype)),
     # --- everything else expands into the core --------------------------------------------------
+    Primitive(
+        "root",
+        ("x",),
+        lambda t, x: t.where(x == 0, x * 0, t.sqrt(t.where(x == 0, t.ones_like(x), x))),
+        lambda x: _sqrt(x),
+        (lambda x: _where(_eq(x, 0), 0, 0.5 / _sqrt(x)),),
+        probe=_POSITIVE,
+        doc="square root with derivative 0 at 0, for norms",
+    ),
     Primitive("square", ("x",), lambda t, x: t.square(x), lambda x: x * x, doc="x squared"),
     Primitive(
         "rsqrt",
@@ -256,7 +265,7 @@ _ROWS = (
     Primitive(
         "hardsigmoid",
         ("x",),
-        lambda t, x: t.nn.functional.hardsigmoid(x),
+        lambda t, x: t.nn.functional.relu6(x + 3) / 6,
         lambda x: _min(_max(x + 3, 0), 6) / 6,
         (lambda x: _where(_gt(x, -3), _where(_lt(x, 3), 1 / 6, 0), 0),),
         kinks=(-3.0, 3.0),
@@ -265,7 +274,7 @@ _ROWS = (
     Primitive(
         "hardswish",
         ("x",),
-        lambda t, x: t.nn.functional.hardswish(x),
+        lambda t, x: x * t.nn.functional.relu6(x + 3) / 6,
         lambda x: x * _min(_max(x + 3, 0), 6) / 6,
         (lambda x: _where(_le(x, -3), 0, _where(_lt(x, 3), x / 3 + 0.5, 1)),),
         kinks=(-3.0, 3.0),

@@ -191,9 +191,9 @@ _ROWS = (
     ),
     Reduction(
         "l2",
-        lambda t, x, dims, eps: t.sqrt(x.square().sum(dims, keepdim=True)),
-        "root of the sum of squares",
-        lambda e, axes: call("sqrt", reduce("sum", axes, _square(e))),
+        lambda t, x, dims, eps: t.linalg.vector_norm(x, dim=dims, keepdim=True),
+        "root of the sum of squares; its gradient is 0 where all are 0",
+        lambda e, axes: call("root", reduce("sum", axes, _square(e))),
     ),
 )
 

@@ -1,4 +1,4 @@
-"""The zoo, a table as long as it needs to be: published layers, each one line of text and its paper.
+"""The zoo, a table of any length: published layers, each one line of text with its paper.
 
 A row is data: nothing in the compiler knows these names. A new row needs an independent definition
 in plain torch among the tests, or they fail. Epsilon stands where the paper or its code puts it.
@@ -132,7 +132,7 @@ _ROWS = (
     ),
     Entry(
         "scale_norm",
-        "param g = 1; g * x / channel_l2(x)",
+        "param g = 1; g * x / max(channel_l2(x), eps)",
         "Transformers without Tears: Improving the Normalization of Self-Attention",
         "1910.05895",
         2019,
@@ -140,11 +140,12 @@ _ROWS = (
     ),
     Entry(
         "qk_norm",
-        "x / l2[k](x)",
+        "x / max(l2[k](x), eps)",
         "Query-Key Normalization for Transformers",
         "2010.04245",
         2020,
         "unit length per position and head of a query or key; the groups are the heads",
+        eps=1e-12,
     ),
     Entry(
         "grn",

@@ -155,5 +155,6 @@ def pair(
 ) -> tuple[Program, Program, tuple[str, ...]]:
     """Forward and backward Programs, both tidied, and the statistics saved between them."""
     forward = tidy(forward)
-    return save(forward, tidy(vjp(forward, wrt, of)))
+    backward = tidy(vjp(forward, wrt, of), avoid=[s.name for s in forward.stats])
+    return save(forward, backward)
 

@@ -10,6 +10,7 @@ then share. Sums of terms are never reassociated: ``(x - mean)`` stays centred.
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 from normc.language.axes import NONE, Axis, members
@@ -20,9 +21,9 @@ from normc.program.flatten import Builder
 from normc.program.program import Output, Program, restrict, verify
 
 
-def tidy(program: Program) -> Program:
-    """The same program, cheaper: see the module's docstring."""
-    names = [*(i.name for i in program.inputs), *(o.name for o in program.outputs)]
+def tidy(program: Program, avoid: Iterable[str] = ()) -> Program:
+    """The same program, cheaper; its statistics are renamed, to no name in ``avoid``."""
+    names = [*avoid, *(i.name for i in program.inputs), *(o.name for o in program.outputs)]
     builder = Builder(taken=names)
     renamed: dict[Var, Expr] = {}
     for stat in program.stats:

@@ -1,8 +1,8 @@
 """Every layer of the zoo against a definition written straight in torch.
 
-A definition sees x as (N, C, L), parameters as (1, C, 1), inputs per sample and channel as (N, C, 1),
-and shares nothing with the zoo's text: torch's own functional norms where there is one, else the
-paper's formula.
+A definition sees x as (N, C, L), parameters as (1, C, 1) and inputs per sample and channel as
+(N, C, 1). It shares nothing with the zoo's text: it is torch's own functional norm where there is
+one, else the paper's formula. Longer than most files because the zoo is.
 """
 
 import math
@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch.testing import assert_close
 
-import normc.reference
+from normc.language import zoo
 from normc.language.axes import CHANNEL, FULL, NONE, Axis
 from normc.language.geometry import Geometry
 from normc.language.zoo import ZOO
@@ -71,7 +71,7 @@ def l1_batch_norm(x, groups, eps, t):
 
 
 def qk_norm(x, groups, eps, t):
-    return F.normalize(grouped(x, groups), dim=2).reshape(x.shape)
+    return F.normalize(grouped(x, groups), dim=2, eps=eps).reshape(x.shape)
 
 
 def grn(x, groups, eps, t):
@@ -130,7 +130,7 @@ INDEPENDENT = {
         over_channels(F.rms_norm, x, eps=eps) * (1 + t["gamma"])
     ),
     "pixel_norm": lambda x, g, eps, t: x / torch.sqrt(mean(x**2, 1) + 1e-8),
-    "scale_norm": lambda x, g, eps, t: t["g"] * F.normalize(x, dim=1),
+    "scale_norm": lambda x, g, eps, t: t["g"] * F.normalize(x, dim=1, eps=eps),
     "qk_norm": qk_norm,
     "grn": grn,
     "evonorm_b0": evonorm_b0,
@@ -141,13 +141,9 @@ INDEPENDENT = {
     "evonorm_s2": affine(lambda x, g, eps: x * torch.sigmoid(x) / group_rms(x, g, eps)),
     "frn_tlu": frn_tlu,
     "bn_relu": lambda x, g, eps, t: F.relu(batch_norm(x, eps) * t["gamma"] + t["beta"]),
-    "gn_silu": lambda x, g, eps, t: (
-        F.silu(F.group_norm(x, g, eps=eps) * t["gamma"] + t["beta"])
-    ),
+    "gn_silu": lambda x, g, eps, t: F.silu(F.group_norm(x, g, eps=eps) * t["gamma"] + t["beta"]),
     "dyt": lambda x, g, eps, t: t["gamma"] * torch.tanh(t["alpha"] * x) + t["beta"],
-    "derf": lambda x, g, eps, t: (
-        t["gamma"] * torch.erf(t["alpha"] * x + t["shift"]) + t["beta"]
-    ),
+    "derf": lambda x, g, eps, t: t["gamma"] * torch.erf(t["alpha"] * x + t["shift"]) + t["beta"],
     "add_rms_norm": add_rms_norm,
     "gated_rms_norm": lambda x, g, eps, t: (
         over_channels(F.rms_norm, x * F.silu(t["z"]), eps=eps) * t["gamma"]
@@ -164,7 +160,7 @@ UNLEARNED = ("pixel_norm", "qk_norm", "ada_layer_norm", "adain", "spade")
 
 STARTS = {
     **dict.fromkeys(INDEPENDENT, AFFINE),
-    **dict.fromkeys(UNLEARNED, {}),
+    **{name: {} for name in UNLEARNED},
     "batch_instance_norm": {"rho": 1, **AFFINE},
     "switchable_norm": dict.fromkeys(("mi", "ml", "mb", "vi", "vl", "vb"), 1) | AFFINE,
     "rms_norm": {"gamma": 1},
@@ -255,9 +251,7 @@ def test_values_and_gradients_agree_with_an_independent_definition(name, layout)
     results = list(y) if isinstance(y, tuple) else [y]
     wanted = expected(name, layer.definition, tensors, channel_dim, groups)
     assert_close(results, wanted, rtol=1e-10, atol=1e-12)
-    assert_close(
-        gradients(results, tensors), gradients(wanted, tensors), rtol=1e-10, atol=1e-11
-    )
+    assert_close(gradients(results, tensors), gradients(wanted, tensors), rtol=1e-10, atol=1e-11)
 
 
 def test_every_layer_has_an_independent_definition():
@@ -278,11 +272,13 @@ def test_every_layer_is_one_line_with_its_paper(name):
     entry = ZOO[name]
     assert entry.name == name == name.lower()
     assert "\n" not in entry.text
-    assert entry.paper and entry.doc
+    assert entry.paper
+    assert entry.doc
     digits, number = entry.arxiv.split(".")
-    assert len(digits) == 4 and len(number) in (4, 5) and number.isdigit()
+    assert number.isdigit()
+    assert (len(digits), len(number)) in ((4, 4), (4, 5))
     assert 2000 + int(digits[:2]) == entry.year
-    assert entry.arxiv in entry.reference and str(entry.year) in entry.reference
+    assert entry.reference == f"{entry.paper}, arXiv {entry.arxiv}, {entry.year}"
 
 
 def test_grn_starts_as_the_identity():
@@ -290,8 +286,17 @@ def test_grn_starts_as_the_identity():
     assert torch.equal(reference(ZOO["grn"].text)(x, eps=1e-6), x)
 
 
+@pytest.mark.parametrize("name", ["scale_norm", "qk_norm", "rms_norm", "grn"])
+def test_a_padding_token_stays_zero(name):
+    x = torch.randn(2, 3, 8, dtype=torch.float64)
+    x[:, 1] = 0
+    y = reference(ZOO[name].text)(x.movedim(2, 1), groups=2, eps=ZOO[name].eps)
+    assert y.isfinite().all()
+    assert not y[:, :, 1].any()
+
+
 def test_the_compiler_does_not_know_the_names():
-    package = Path(normc.reference.__file__).parent
+    package = Path(zoo.__file__).parents[1]
     for room in ("language", "program", "schedule", "backends"):
         for file in (package / room).rglob("*.py"):
             if file.name != "zoo.py":
