@@ -12,6 +12,7 @@ import ctypes
 import math
 import os
 import platform
+import re
 import shutil
 import subprocess
 from collections.abc import Mapping, Sequence
@@ -30,7 +31,7 @@ from normc.backends.emit import Block, Spelling, expand, write
 from normc.backends.memory import Strides, dense_strides, empty, full_input, strides_of, walkable
 from normc.errors import BackendError
 from normc.language.axes import FULL, Axis, members, show
-from normc.language.expr import Expr, Var, substitute, var
+from normc.language.expr import Expr, Var, var, variables
 from normc.language.geometry import Geometry
 from normc.language.reductions import COUNT, REDUCTIONS, E, Fold as StateFold
 from normc.program.program import Stat, is_scalar
@@ -73,15 +74,17 @@ _PRELUDE = """\
 typedef long i64;
 typedef {real} real;
 typedef double wide;
-{prototypes}
-static inline real max_(real a, real b) {{ return a > b || a != a ? a : b; }}
-static inline real min_(real a, real b) {{ return a < b || a != a ? a : b; }}
-static inline real sign_(real a) {{ return (real)((a > 0) - (a < 0)); }}
-static inline wide wmax_(wide a, wide b) {{ return a > b || a != a ? a : b; }}
-static inline wide wmin_(wide a, wide b) {{ return a < b || a != a ? a : b; }}
-static inline wide wsign_(wide a) {{ return (wide)((a > 0) - (a < 0)); }}
-static inline i64 least(i64 a, i64 b) {{ return a < b ? a : b; }}
 """
+
+_HELPERS = {
+    "max_": "static inline real max_(real a, real b) { return a > b || a != a ? a : b; }",
+    "min_": "static inline real min_(real a, real b) { return a < b || a != a ? a : b; }",
+    "sign_": "static inline real sign_(real a) { return (real)((a > 0) - (a < 0)); }",
+    "wmax_": "static inline wide wmax_(wide a, wide b) { return a > b || a != a ? a : b; }",
+    "wmin_": "static inline wide wmin_(wide a, wide b) { return a < b || a != a ? a : b; }",
+    "wsign_": "static inline wide wsign_(wide a) { return (wide)((a > 0) - (a < 0)); }",
+    "least": "static inline i64 least(i64 a, i64 b) { return a < b ? a : b; }",
+}  # NaN wins in max and min, as in torch
 
 
 class _Lines:
@@ -248,8 +251,6 @@ class _Printer:
         """An expression over a state's numbers, each variable spelled with a prefix."""
         names = {id(v): text for v, text in known.items()}
         (body,) = expand([expr], spelling)
-        from normc.language.expr import variables
-
         for v in variables([body]):
             names.setdefault(id(v), prefix + v.name)
         return write(body, spelling, names)
@@ -260,6 +261,9 @@ class _Printer:
         a = {p: var(f"{name}_{p}") for p in parts}
         b = {p: var(f"{name}_b_{p}") for p in parts}
         merged = fold.state.merge(a, b, var("(wide)seen"), var("(wide)n_"))
+        if all(merged[p] is a[p] + b[p] for p in parts):
+            self.out.add(*[f"{name}_{p} += {name}_b_{p};" for p in parts])
+            return
         self.out.add("if (seen == 0) {", *[f"{name}_{p} = {name}_b_{p};" for p in parts], "} else {")
         for p in parts:
             self.out.add(f"const wide {name}_m_{p} = {self.state_text(merged[p], WIDE, {}, '')};")
@@ -321,16 +325,18 @@ class CBackend:
 
     def render(self, job: Job) -> Source:
         real = {"float32": "float", "float64": "double"}[job.dtype]
-        out = _Lines()
-        plan = [" * " + line for line in job.plan.show().splitlines()]
-        out.add(f"/* {job.entry}", f" * {' '.join(job.formula.split())}", " *", *plan, " */")
-        out.add(*_PRELUDE.format(real=real, prototypes=_prototypes()).splitlines(), "")
-        out.add(*_signature(job))
-        printer = _Printer(job, out)
+        body = _Lines()
+        body.add(*_signature(job))
+        printer = _Printer(job, body)
         for kernel in job.plan.kernels:
             printer.kernel(kernel)
-        out.close()
-        return Source("\n".join(out.lines) + "\n", job.entry, ".c")
+        body.close()
+        code = "\n".join(body.lines)
+        plan = [" * " + line for line in job.plan.show().splitlines()]
+        header = [f"/* {job.entry}", f" * {' '.join(job.formula.split())}", " *", *plan, " */"]
+        used = [text for name, text in _HELPERS.items() if re.search(rf"\b{name}\(", code)]
+        parts = [*header, _PRELUDE.format(real=real) + _prototypes(code), *used, "", code, ""]
+        return Source("\n".join(parts), job.entry, ".c")
 
     def load(self, job: Job, source: Source) -> Run:
         path = compiled(source)
@@ -350,8 +356,10 @@ def compiler() -> str | None:
     return next((found for n in names if n and (found := shutil.which(n))), None)
 
 
-_FLAGS = ("-O3", "-march=native", "-fno-math-errno", "-fno-trapping-math", "-fopenmp", "-shared",
-          "-fPIC", "-w")  # fmt: skip
+# No contraction: the same expression gives the same bits in every loop it is printed in, so that an
+# element still equals the maximum it was when the backward pass meets it again.
+_FLAGS = ("-O3", "-march=native", "-ffp-contract=off", "-fno-math-errno", "-fno-trapping-math",
+          "-fopenmp", "-shared", "-fPIC", "-w")  # fmt: skip
 
 
 @lru_cache(maxsize=1)
@@ -363,21 +371,16 @@ def compiler_version() -> str:
     return subprocess.run([found, "--version"], capture_output=True, text=True).stdout
 
 
-def _prototypes() -> str:
-    """Declarations of libm; simd variants are glibc's vector library, where it has them."""
-    names = [*_ONE]
-    simd = '__attribute__((simd("notinbranch")))' if _has_libmvec() else ""
-    lines = [f"{simd} double {n}(double);\n{simd} float {n}f(float);" for n in names]
-    lines.append(f"{simd} double pow(double, double);\n{simd} float powf(float, float);")
-    return "\n".join(line.strip() for text in lines for line in text.splitlines())
-
-
-@lru_cache(maxsize=1)
-def _has_libmvec() -> bool:
-    """Whether glibc's vector library has every function declared: x86-64, glibc 2.35 or newer."""
-    name, version = platform.libc_ver()
-    parts = tuple(int(p) for p in version.split(".")[:2]) if name == "glibc" else (0, 0)
-    return platform.machine() == "x86_64" and parts >= (2, 35)
+def _prototypes(text: str) -> str:
+    """Declarations of the libm functions that a text calls."""
+    calls = [(n, "a") for n in _ONE] + [("pow", "a, b")]
+    lines: list[str] = []
+    for name, arguments in calls:
+        for function, kind in ((name, "double"), (name + "f", "float")):
+            if re.search(rf"\b{function}\(", text):
+                inside = ", ".join(f"{kind} {a}" for a in arguments.split(", "))
+                lines.append(f"{kind} {function}({inside});")
+    return "\n".join(lines)
 
 
 def _machine() -> str:
@@ -400,8 +403,7 @@ def compiled(source: Source) -> Path:
 def _compile(source: Source, folder: Path) -> None:
     path = folder / "kernel.c"
     path.write_text(source.text)
-    libraries = ["-lmvec", "-lm"] if _has_libmvec() else ["-lm"]
-    command = [str(compiler()), *_FLAGS, "-o", str(folder / "kernel.so"), str(path), *libraries]
+    command = [str(compiler()), *_FLAGS, "-o", str(folder / "kernel.so"), str(path), "-lm"]
     done = subprocess.run(command, capture_output=True, text=True)
     if done.returncode:
         raise BackendError(f"the C compiler refused {source.entry}:\n{done.stderr[:2000]}")

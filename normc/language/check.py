@@ -1,7 +1,7 @@
 """Limits: what a formula may cost, decided before the parse and while its nodes are built.
 
-Text from anywhere is answered at once: either it is small, shallow and spelled in a known alphabet, or
-it is refused with the limit it broke. Nothing behind this file needs to fear depth, size or overflow.
+Text from anywhere is answered at once: either it is small, shallow and in a known alphabet, or it
+is refused with the limit it broke. Nothing behind this file needs to fear depth, size or overflow.
 """
 
 from __future__ import annotations
@@ -9,9 +9,11 @@ from __future__ import annotations
 import re
 import unicodedata
 from dataclasses import dataclass
+from keyword import iskeyword
 
 from normc.errors import FormulaError
 from normc.language.expr import Call, Const, Expr, children
+from normc.language.mistakes import WORDS
 from normc.language.names import GREEK, spell
 
 CHARACTERS = 4096
@@ -19,9 +21,7 @@ NESTING = 64
 NAME = 64
 DIGITS = 20
 NODES = 256
-DEPTH = (
-    100  # a walk that recurses, as sympy's do, needs several frames a level; Python allows 1,000
-)
+DEPTH = 100  # sympy recurses, several frames a level, and Python allows it 1,000
 PARAMS = 16
 RESULTS = 16
 EXPONENT = 16
@@ -35,8 +35,9 @@ _PIECE = re.compile(
     r"| (?P<number>[0-9.]+([eE][+-]?[0-9]+)?) | (?P<open>[(\[]) | (?P<close>[)\]]) | (?P<end>\n)",
     re.VERBOSE,
 )
-_LOOKALIKES = dict(
-    zip("аеһіјорԛѕԝухАВЕНІЈКМОРСТХуοıΑΒΕΗΙΚΜΝΟΡΤΧΥΖ", "aehijopqswyxABEHIJKMOPCTXyoiABEHIKMNOPTXYZ")
+_LOOKALIKES = str.maketrans(
+    "аеһіјорԛѕԝухАВЕНІЈКМОРСТХοıΑΒΕΗΙΚΜΝΟΡΤΥΧΖ",  # Cyrillic, Greek, and a dotless i
+    "aehijopqswyxABEHIJKMOPCTXoiABEHIKMNOPTYXZ",
 )
 
 
@@ -60,7 +61,7 @@ def text(formula: str) -> str:
 
 def _describe(character: str) -> str:
     name = unicodedata.name(character, "a control character")
-    plain = _LOOKALIKES.get(character) or unicodedata.normalize("NFKC", character)
+    plain = unicodedata.normalize("NFKC", character).translate(_LOOKALIKES)
     known = len(plain) == 1 and plain.isascii() and plain.isprintable()
     hint = f"; did you mean the ASCII `{plain}`?" if known else ""
     return f"U+{ord(character):04X} ({name}) is not a character of formulas{hint}"
@@ -101,6 +102,10 @@ def _name(name: str, at: int) -> None:
         raise FormulaError("a name starts with a letter, not with an underscore", position=at)
     if len(spell(name)) > NAME:
         raise FormulaError(f"a name has at most {NAME} characters", position=at)
+    if iskeyword(name):
+        hint = f"; {WORDS[name]}" if name in WORDS else ""
+        problem = f"`{name}` is a word of Python that formulas do not have{hint}"
+        raise FormulaError(problem, position=at)
 
 
 def constant(value: float, at: int) -> float:

@@ -1,9 +1,9 @@
 """Mistakes: what people write, and what they are told; the tables are also their own test.
 
-`SYNTAX` is read by lark's `match_examples`: an error in a user's text gets the message of the example
-that fails in the same parser state at a token of the same kind. What no example meets is told what was
-expected instead (`EXPECTED`). `CHARACTERS` explains the printable characters no token starts with,
-`WORDS` the words of Python that formulas do not have.
+`SYNTAX` is read by lark's `match_examples`: an error in a user's text gets the message of the
+example that fails in the same parser state at a token of the same kind. Where no example fits, the
+message says what was expected (`EXPECTED`). `CHARACTERS` explains the printable characters that no
+token starts with, `WORDS` the words of Python that formulas do not have.
 """
 
 from __future__ import annotations
@@ -38,8 +38,8 @@ SYNTAX: tuple[tuple[str, tuple[str, ...]], ...] = (
     ),
     (
         "the last statement has to be a result, not a definition or a declaration",
-        ("h = x", "h = x\n", "h = x\nk = x\n", "param v", "param v[c]", "param v = 2", "param v = -2",
-         "param v[c] = 2", "input r", "input r[n]"),
+        ("h = x", "h = x\n", "h = x\nk = x\n", "param v", "param v[c]", "param v = 2",
+         "param v = -2", "param v[c] = 2", "input r", "input r[n]"),
     ),
     (
         "only the last statement is a result; commas separate several results",
@@ -70,7 +70,8 @@ SYNTAX: tuple[tuple[str, tuple[str, ...]], ...] = (
     ),
     (
         "where takes three arguments: where(x > 0, a, b)",
-        ("where(x > 0)", "where(x > 0, 1)", "where(x > 0, 1, 2, 3)", "where()", "2*where", "where*2", "where\n2"),
+        ("where(x > 0)", "where(x > 0, 1)", "where(x > 0, 1, 2, 3)", "where()", "2*where",
+         "where*2", "where\n2"),
     ),
     (
         "these parentheses are empty",
@@ -103,12 +104,14 @@ SYNTAX: tuple[tuple[str, tuple[str, ...]], ...] = (
         "axes are letters with commas between them, as in [n,s]",
         (
             *("mean[](x)", "mean[,n](x)", "mean[n,](x)", "mean[n,s,](x)", "mean[n s](x)"),
-            *("mean[n,k s](x)", "mean[n, 2](x)", "mean[n+s](x)", "param v[]", "param v[2]", "input r[]"),
+            *("mean[n,k s](x)", "mean[n, 2](x)", "mean[n+s](x)"),
+            *("param v[]", "param v[2]", "input r[]"),
         ),
     ),
     (
         "`param` declares a parameter and its name has to follow, as in: param v[c] = 1",
-        ("param", "param\nx", "param = 2", "param 2", "param[c]", "param(v)", "param input", "param*2"),
+        ("param", "param\nx", "param = 2", "param 2", "param[c]", "param(v)", "param input",
+         "param*2"),
     ),
     (
         "`input` declares a tensor and its name has to follow; the input itself is called `x`",
@@ -128,9 +131,10 @@ SYNTAX: tuple[tuple[str, tuple[str, ...]], ...] = (
     (
         "an initial value is a number, as in: param v[c] = 1",
         (
-            *("param v =", "param v =\nx", "param v = x", "param v = (2)", "param v = -x", "param v = -"),
-            *("param v = 2*3", "param v = 2 + 3", "param v = 2**3", "param v = -2*3", "param v = --2"),
-            *("param v[c] = x", "param v[c] =", "param v[c] = (2)", "param v = -2 + 3"),
+            *("param v =", "param v =\nx", "param v = x", "param v = (2)", "param v = -x"),
+            *("param v = -", "param v = --2", "param v = 2*3", "param v = 2 + 3", "param v = 2**3"),
+            *("param v = -2*3", "param v = -2 + 3"),
+            *("param v[c] = x", "param v[c] =", "param v[c] = (2)"),
         ),
     ),
     (

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import keyword
-
 from normc.errors import nearest
 from normc.language.axes import AXIS_SETS, Axis
 from normc.language.definition import RESERVED, STARTS_AT_ZERO, Param
@@ -77,26 +75,26 @@ def unknown(name: str) -> str:
 
 def unknown_statistic(name: str) -> str:
     """The message for axes given to a name that is not a statistic."""
+    if statistic(name):
+        return f"`{name}` names its axes already: `{name}(x)`"
     return f"`{name}` is not a statistic, and takes no axes{nearest(name, REDUCTIONS)}"
 
 
 def misuse(name: str) -> str | None:
-    """Why ``name`` cannot be a value, or None if it can."""
-    if statistic(name):
-        return f"`{name}` is a statistic and needs an argument: `{name}(x)`"
+    """Why ``name`` cannot be used as a value, or None if it can."""
+    if name in RESERVED:
+        return f"`{name}` has a fixed meaning and cannot name a parameter"
     if name in REDUCTIONS:
         return f"`{name}` is a statistic and needs axes and an argument: `group_{name}(x)`"
-    if is_function(name):
+    if is_function(name) or statistic(name):
         return f"`{name}` is a function and needs an argument: `{name}(x)`"
-    if keyword.iskeyword(name):
-        return f"`{name}` is a word of Python and cannot name a parameter"
     return None
 
 
 def untakeable(name: str) -> str | None:
-    """Why nothing may be declared or defined under ``name``, or None."""
+    """Why nothing can be declared or defined under ``name``, or None if it can."""
     if name in RESERVED:
         return f"`{name}` has a fixed meaning and cannot be given another"
-    if statistic(name) or name in REDUCTIONS or is_function(name):
+    if name in REDUCTIONS or is_function(name) or statistic(name):
         return f"`{name}` is a function and cannot be given another meaning"
-    return misuse(name)
+    return None

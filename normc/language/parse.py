@@ -24,7 +24,7 @@ from normc.language.mistakes import CHARACTERS, EXPECTED, SYNTAX
 from normc.language.primitives import COMPARISONS, OPERATORS
 from normc.language.scope import Scope
 
-_TYPESET = {"·": "*", "⋅": "*", "×": "*", "−": "-"}
+_OPERATORS = OPERATORS | {"·": "mul", "⋅": "mul", "×": "mul", "−": "sub"}
 _SUPERSCRIPTS = {"²": 2, "³": 3}
 
 _scope: ContextVar[Scope] = ContextVar("scope")
@@ -47,9 +47,9 @@ def parse(text: str) -> Definition:
     except UnexpectedCharacters as error:
         raise FormulaError(CHARACTERS[error.char], text, error.pos_in_stream) from None
     except UnexpectedToken as error:
-        end = error.token.type == "$END"
-        place = len(cleaned.rstrip()) if end else error.token.start_pos
-        raise FormulaError(_explain(error), text, place) from None
+        is_end = error.token.type == "$END"
+        position = len(cleaned.rstrip()) if is_end else error.token.start_pos
+        raise FormulaError(_explain(error), text, position) from None
     finally:
         _scope.reset(scope)
 
@@ -97,7 +97,7 @@ def _without_stack(error: UnexpectedToken) -> UnexpectedToken:
 
 def _explain(error: UnexpectedToken) -> str:
     def fail(example: str) -> NoReturn:
-        raise failures[example]
+        raise failures[example].with_traceback(None)
 
     def is_alike(example: str) -> bool:
         return failures[example].token.type == error.token.type
@@ -117,16 +117,12 @@ def _at(token: Token) -> int:
     return token.start_pos or 0
 
 
-def _function(operator: Token) -> str:
-    return OPERATORS[_TYPESET.get(operator, operator)]
-
-
 def _axes(letters: list[Token], allowed: str) -> Axis:
     """The set of axes that ``letters`` name, each of them a letter of ``allowed``."""
     axes = NONE
     for letter in letters:
         if letter not in tuple(allowed):
-            problem = f"`{letter}` is not an axis here; the axes are {', '.join(allowed)}"
+            problem = f"`{letter}` is not an axis here; expected one of {', '.join(allowed)}"
             raise FormulaError(problem, position=_at(letter))
         if axes & LETTERS[letter]:
             raise FormulaError(f"the axis `{letter}` is named twice", position=_at(letter))
@@ -162,7 +158,7 @@ class _Builder(Transformer[Token, Definition]):
 
     def value(self, sign: Token | None, number: Token) -> float:
         value = check.constant(float(number), _at(number))
-        return -value if sign is not None and _function(sign) == "sub" else value
+        return -value if sign and _OPERATORS[sign] == "sub" else value
 
     def number(self, number: Token) -> Expr:
         return const(check.constant(float(number), _at(number)))
@@ -171,7 +167,7 @@ class _Builder(Transformer[Token, Definition]):
         return _scope.get().lookup(names.spell(name), _at(name))
 
     def binary(self, left: Expr, operator: Token, right: Expr) -> Expr:
-        return _scope.get().apply(_function(operator), (left, right), _at(operator))
+        return _scope.get().apply(_OPERATORS[operator], (left, right), _at(operator))
 
     power = binary
 
@@ -179,7 +175,7 @@ class _Builder(Transformer[Token, Definition]):
         return _scope.get().apply("pow", (base, const(_SUPERSCRIPTS[mark])), _at(mark))
 
     def sign(self, sign: Token, operand: Expr) -> Expr:
-        if _function(sign) == "add":
+        if _OPERATORS[sign] == "add":
             return operand
         if isinstance(operand, Const):
             return const(-operand.value)

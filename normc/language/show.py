@@ -1,7 +1,7 @@
 """Printing: expressions and definitions as text that parses back to the same objects.
 
-Brackets are as few as Python's precedence allows. Nothing recurses: texts are made bottom-up, once for
-every distinct node.
+Brackets are as few as Python's precedence allows. Nothing recurses: texts are made bottom-up, once
+for every distinct node.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ _LEVELS = {
     "div": (_PRODUCT, _PRODUCT, _SIGN),
     "pow": (_POWER, _ATOM, _SIGN),
 } | {name: (_COMPARE, _SUM, _SUM) for name in COMPARISONS.values()}
-"""Binary operators: how tightly the whole binds, and what its left and right operands must at least."""
+"""Binary operators: how tightly the whole binds, and how tightly its two operands must."""
 
 _SETS = {row.axes: row.name for row in AXIS_SETS.values()}
 
@@ -151,7 +151,7 @@ def _declarations(definition: Definition, roots: list[Expr]) -> list[str]:
 
 
 def _is_implied(last: tuple[Param, ...], mentioned: list[Var]) -> bool:
-    """Whether the ``last`` parameters come out as they are, in order, when nothing declares them."""
+    """Whether the ``last`` parameters come out the same when nothing declares them."""
     wanted = [row.var for row in last]
     order = [node for node in mentioned if node in wanted]
     return order == wanted and all(row == names.free(row.name) for row in last)

@@ -64,9 +64,7 @@ NATIVE: dict[str, Any] = {
 COMPOSED: dict[str, Callable[..., Symbolic]] = {
     "neg": lambda x: _raw(sympy.Mul, sympy.S.NegativeOne, x),
     "sub": lambda x, y: _raw(sympy.Add, x, _raw(sympy.Mul, sympy.S.NegativeOne, y)),
-    "div": lambda x, y: (
-        _inverse(y) if x is sympy.S.One else _raw(sympy.Mul, x, _inverse(y))
-    ),
+    "div": lambda x, y: _inverse(y) if x is sympy.S.One else _raw(sympy.Mul, x, _inverse(y)),
 }
 """Functions that sympy spells with sums, products and powers."""
 

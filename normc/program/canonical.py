@@ -1,115 +1,129 @@
 """Canonical: equal layers get equal text.
 
-`simplify` applies the rewrites of one table, each of which has to pass `guard` before it is ever used,
-so it changes no NaN, no infinity, no sign of a zero and no more than a few ulp. `canonical` also puts
-sums, products and symmetric functions into one order, which is a name for the layer: it may round
-differently (``a + b + c`` and ``c + b + a``), so it is never on the way to a kernel. The order is our
-own: sympy's evaluates ``x - x`` and ``0*x`` on the way and so loses NaN.
+After `simplify`, sums, products and symmetric functions are put into one order, and what spells out a
+named statistic gets its name. That is a name for the layer: it may round differently (``a + b + c`` and
+``c + b + a``), so it is never on the way to a kernel. The order is our own, because sympy's evaluates
+``x - x`` and ``0*x`` on the way and so loses NaN. Nothing is cancelled here either.
 """
 
 from __future__ import annotations
 
-import math
-import time
-from collections import Counter
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from functools import cache
-from hashlib import blake2b
 
 import numpy as np
 
-from normc.language.axes import FULL, ORDER, members
+from normc.language.axes import FULL, ORDER, Axis
 from normc.language.definition import Definition
-from normc.language.expr import (
-    Call,
-    Const,
-    Expr,
-    Reduce,
-    Var,
-    call,
-    children,
-    const,
-    postorder,
-    rewrite,
-    substitute,
-    var,
-    variables,
+from normc.language.expr import Call, Expr, Reduce, reduce, var, variables
+from normc.language.reductions import EPS, REDUCTIONS
+from normc.program.interpret import Array, evaluate_all
+from normc.program.ordering import Order
+from normc.program.simplify import (
+    BUDGET,
+    PLACEHOLDERS,
+    Stop,
+    clock,
+    settle,
+    simplify_node,
+    trusted,
+    unify,
 )
-from normc.language.primitives import PRIMITIVES
-from normc.language.reductions import EPS
-from normc.program.interpret import evaluate, evaluate_all, guard, probes
 
-BUDGET = 0.020
-"""Seconds of computation, after which an expression stays as it is."""
+_SIZES = (2, 2, 2, 3)
 
-ROUNDS = 8
-SYMMETRIC = ("add", "mul", "max", "min", "eq", "ne")
 
-_a, _b = var("a"), var("b")
+def canonical(definition: Definition, budget: float = BUDGET) -> Definition:
+    """The definition under its one name; what takes longer than ``budget`` seconds stays as it is.
 
-RULES: tuple[tuple[Expr, Expr], ...] = (
-    (-(-_a), _a),
-    (_a * 1, _a),
-    (_a / 1, _a),
-    (_a - 0, _a),
-    (_a * -1, -_a),
-    (_a / -1, -_a),
-    (_a + -_b, _a - _b),
-    (_a - -_b, _a + _b),
-    (-_a * _b, -(_a * _b)),
-    (-_a / _b, -(_a / _b)),
-    (_a / -_b, -(_a / _b)),
-    (_a + _a, 2 * _a),
-    (_a * _a, _a**2),
-    (_a**0, const(1)),
-    (_a**1, _a),
-    (_a**-1, 1 / _a),
-    (call("square", _a), _a**2),
-    (call("reciprocal", _a), 1 / _a),
-    (call("rsqrt", _a), 1 / call("sqrt", _a)),
-    (call("silu", _a), _a * call("sigmoid", _a)),
-    (call("mish", _a), _a * call("tanh", call("softplus", _a))),
-    (1 / (1 + call("exp", -_a)), call("sigmoid", _a)),
-    (call("max", _a, 0), call("relu", _a)),
-    (call("max", _a, _a), _a),
-    (call("min", _a, _a), _a),
-    (call("abs", -_a), call("abs", _a)),
-    (call("abs", call("abs", _a)), call("abs", _a)),
-    (call("abs", _a**2), _a**2),
-    ((-_a) ** 2, _a**2),
-    (call("cos", -_a), call("cos", _a)),
-    *((call(fn, -_a), -call(fn, _a)) for fn in ("sin", "tanh", "erf", "atan")),
-    (call("gt", _a, _b), call("lt", _b, _a)),
-    (call("ge", _a, _b), call("le", _b, _a)),
-    (call("where", _b, _a, _a), _a),
-)
-"""What may be rewritten into what; a pair that `guard` rejects is never used."""
+    Names, the order of results and the initial values of parameters are part of a layer's meaning.
+
+    >>> from normc.language.parse import parse
+    >>> from normc.language.show import show
+    >>> show(canonical(parse("beta + gamma*x/sqrt(group_var(x) + eps)")))
+    'gamma*x/group_std(x) + beta'
+    """
+    trusted()
+    _spelled_out(FULL)
+    order = Order()
+    try:
+        rule = _rule(order)
+        results = tuple(settle(definition.results, rule, clock(budget)))
+    except Stop:
+        return definition
+    if not _same(definition.results, results):
+        return definition
+    used = {node: place for place, node in enumerate(variables(results))}
+    params = sorted(definition.params, key=lambda p: (used.get(p.var, len(used)), p.name))
+    inputs = sorted(definition.inputs, key=lambda i: (used.get(i.var, len(used)), i.name))
+    return replace(definition, results=results, params=tuple(params), inputs=tuple(inputs))
+
+
+def _rule(order: Order) -> Callable[[Expr], Expr]:
+    return lambda node: _name_statistic(order.place(simplify_node(node)))
+
+
+# --- named statistics --------------------------------------------------------------------------------
+
+
+def _name_statistic(node: Expr) -> Expr:
+    """``sqrt(group_var(x) + eps)`` is ``group_std(x)``: what a surface row lowers to is that row."""
+    match node:
+        case Reduce(_, over, _) | Call(_, (Reduce(_, over, _), *_)):
+            pass
+        case Call(_, (Call(_, (Reduce(_, over, _), *_)),)):
+            pass
+        case _:
+            return node
+    return _first_match(node, _spelled_out(over), over)
+
+
+def _first_match(node: Expr, patterns: Sequence[tuple[str, Expr]], over: Axis) -> Expr:
+    for name, pattern in patterns:
+        found = unify([(pattern, node)], {})
+        if found is not None:
+            return reduce(name, over, found[var(PLACEHOLDERS[0])])
+    return node
 
 
 @cache
-def trusted() -> dict[str, list[tuple[Expr, Expr]]]:
-    """The rules that pass the guard, by the function at their root."""
-    rules: dict[str, list[tuple[Expr, Expr]]] = {}
-    for before, after in RULES:
-        if isinstance(before, Call) and guard(before, after, signed_zeros=True):
-            rules.setdefault(before.fn, []).append((before, after))
-    return rules
+def _spelled_out(over: Axis) -> Sequence[tuple[str, Expr]]:
+    """The surface rows of the table, each with the canonical form of its definition."""
+    patterns: list[tuple[str, Expr]] = []
+
+    def rule(node: Expr) -> Expr:
+        return _first_match(simplify_node(node), patterns, over)
+
+    for row in REDUCTIONS.values():
+        if row.lower is not None:
+            lowered = row.lower(var(PLACEHOLDERS[0]), over)
+            patterns.append((row.name, settle([lowered], rule, lambda: None)[0]))
+    return patterns
 
 
-# --- the clock ---------------------------------------------------------------------------------------
+# --- the last word -----------------------------------------------------------------------------------
 
 
-class _Late(Exception):
-    """The budget is spent."""
+def _same(before: Sequence[Expr], after: Sequence[Expr]) -> bool:
+    """Whether both mean the same on a few small tensors, ordinary and not, in float64."""
+    names = variables([*before, *after])
+    for special in (False, True):
+        random = np.random.default_rng(7)
+        values = {v.name: _tensor(v.axes, random, special) for v in names if v is not EPS}
+        values[EPS.name] = np.asarray(1e-5)
+        old, new = (evaluate_all(e, values, sizes=_SIZES) for e in (before, after))
+        for a, b in zip(old, new, strict=True):
+            if not np.allclose(a, b, rtol=1e-6, atol=0, equal_nan=True):
+                return False
+    return True
 
 
-def _clock(budget: float) -> Callable[[], None]:
-    # The thread's own time, so that the text does not depend on what else the machine is doing.
-    end = time.thread_time() + budget
-
-    def check() -> None:
-        if time.thread_time() > end:
-            raise _Late
-
-    return check
+def _tensor(axes: Axis, random: np.random.Generator, special: bool) -> Array:
+    """Random values over ``axes``; with ``special``, also 0, NaN and infinities."""
+    sizes = [n if axis & axes else 1 for n, axis in zip(_SIZES, ORDER, strict=True)]
+    values = random.normal(size=sizes)
+    if special:
+        odd = random.choice([0.0, 1.0, np.nan, np.inf, -np.inf], size=sizes)
+        values = np.where(random.random(sizes) < 0.15, odd, values)
+    return values

@@ -124,9 +124,7 @@ def _reduce(node: Reduce, value: Array, dtype: type, sizes: Sequence[int]) -> Ar
     if len(sizes) != len(ORDER) or row.state is None or row.finish is None:
         raise NormcError(f"`{node.op}` is a statistic: it needs the sizes of (N, G, K, S)")
     dims = tuple(d for d, axis in enumerate(ORDER) if axis & node.over)
-    shape = np.broadcast_shapes(
-        value.shape, [n if d in dims else 1 for d, n in enumerate(sizes)]
-    )
+    shape = np.broadcast_shapes(value.shape, [n if d in dims else 1 for d, n in enumerate(sizes)])
     number = math.prod(sizes[d] for d in dims)
     block = {E.name: np.broadcast_to(value, shape), COUNT.name: np.asarray(number, dtype)}
     for step in row.state.folds:
@@ -174,9 +172,7 @@ def _points(k: int, wide: bool) -> Array:
     return points
 
 
-def guard(
-    before: Expr, after: Expr, points: Env | None = None, signed_zeros: bool = False
-) -> bool:
+def guard(before: Expr, after: Expr, points: Env | None = None, signed_zeros: bool = False) -> bool:
     """Whether ``after`` may replace ``before``: in float32 and float64 alike, at every probe point,
     both are the same NaN or infinity or differ by at most 4 ulp.
 

@@ -8,10 +8,22 @@ such as ``x/x`` to 1 or ``sqrt(x)**2`` to x fail it; sympy would apply them with
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable
-from functools import cache
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import cache, lru_cache
 
-from normc.language.expr import Call, Const, Expr, Var, call, const, rewrite, substitute, var
+from normc.language.expr import (
+    Call,
+    Const,
+    Expr,
+    Reduce,
+    Var,
+    call,
+    children,
+    const,
+    rewrite,
+    substitute,
+    var,
+)
 from normc.program.interpret import evaluate, guard
 
 BUDGET = 0.020
@@ -23,7 +35,10 @@ LARGEST = 1e30
 _ROUNDS = 8
 _SYMMETRIC = ("add", "mul", "max", "min", "eq", "ne")
 
-_a, _b = var("a"), var("b")
+PLACEHOLDERS = ("?a", "?b")
+"""Variables of patterns, whose names no formula can have."""
+
+_a, _b = map(var, PLACEHOLDERS)
 
 RULES: tuple[tuple[Expr, Expr], ...] = (
     (-(-_a), _a),
@@ -74,19 +89,18 @@ def trusted() -> dict[str, list[tuple[Expr, Expr]]]:
     return rules
 
 
-
-class Late(Exception):
-    """The budget is spent."""
+class Stop(Exception):
+    """The expression stays as it is: the budget is spent, or a number would not be legal."""
 
 
 def clock(budget: float) -> Callable[[], None]:
-    """A check that raises `Late` once ``budget`` seconds have been used."""
+    """A check that raises `Stop` once ``budget`` seconds have been used."""
     # The thread's own time, so that a text does not depend on what else the machine is doing.
     end = time.thread_time() + budget
 
     def check() -> None:
         if time.thread_time() > end:
-            raise Late
+            raise Stop
 
     return check
 
@@ -100,8 +114,8 @@ def simplify(expr: Expr, budget: float = BUDGET) -> Expr:
     """
     trusted()  # judged once per process, not on this expression's budget
     try:
-        return settle([expr], _shorter, clock(budget))[0]
-    except Late:
+        return settle([expr], simplify_node, clock(budget))[0]
+    except Stop:
         return expr
 
 
@@ -122,19 +136,20 @@ def settle(
     return done
 
 
-def _shorter(node: Expr) -> Expr:
+def simplify_node(node: Expr) -> Expr:
+    """One step: fold a function of numbers, or apply the first rule that matches."""
     if not isinstance(node, Call):
         return node
     if all(isinstance(a, Const) for a in node.args):
         return _fold(node)
     for before, after in trusted().get(node.fn, ()):
-        found = _match([(before, node)], {})
+        found = unify([(before, node)], {})
         if found is not None:
             return substitute([after], found)[0]
     return node
 
 
-@cache
+@lru_cache(maxsize=1024)
 def _fold(node: Call) -> Expr:
     """A function of numbers as a number, where it is an ordinary one in float32 too."""
     value = const(float(evaluate(node, {})))
@@ -142,22 +157,31 @@ def _fold(node: Call) -> Expr:
     return value if legal and guard(node, value, signed_zeros=True) else node
 
 
-_Bound = dict[Var, Expr]
-
-
-def _match(pairs: list[tuple[Expr, Expr]], found: _Bound) -> _Bound | None:
+def unify(
+    pairs: Sequence[tuple[Expr, Expr]], found: Mapping[Var, Expr]
+) -> Mapping[Var, Expr] | None:
     """What the variables of the patterns stand for, if all ``(pattern, node)`` pairs match."""
     if not pairs:
         return found
     (pattern, node), *rest = pairs
-    if isinstance(pattern, Var):
+    if isinstance(pattern, Var) and pattern.name in PLACEHOLDERS:
         same = found.get(pattern, node) is node
-        return _match(rest, {**found, pattern: node}) if same else None
-    if not (isinstance(pattern, Call) and isinstance(node, Call) and pattern.fn == node.fn):
-        return _match(rest, found) if pattern is node else None
-    orders = [node.args, node.args[::-1]] if node.fn in _SYMMETRIC else [node.args]
-    for args in orders:
-        result = _match([*zip(pattern.args, args, strict=True), *rest], found)
+        return unify(rest, {**found, pattern: node}) if same else None
+    if pattern is node:
+        return unify(rest, found)
+    for args in _orders(pattern, node):
+        result = unify([*zip(children(pattern), args, strict=True), *rest], found)
         if result is not None:
             return result
     return None
+
+
+def _orders(pattern: Expr, node: Expr) -> list[tuple[Expr, ...]]:
+    """The operands of ``node``, in every order that may match, if it is of the pattern's kind."""
+    match pattern, node:
+        case Call(fn), Call(other, args) if fn == other:
+            return [args, args[::-1]] if fn in _SYMMETRIC else [args]
+        case Reduce(op, over), Reduce(other, axes, arg) if op == other and over == axes:
+            return [(arg,)]
+        case _:
+            return []
