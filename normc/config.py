@@ -9,11 +9,12 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Generator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import platformdirs
@@ -100,7 +101,8 @@ FOREIGN = {
 """Variables that belong to other tools and that normc reads where they are needed."""
 
 _ROWS: Mapping[str, Variable] = {row.key: row for row in TABLE}
-_scope: ContextVar[Mapping[str, Any]] = ContextVar("normc.config", default={})  # noqa: B039 never mutated
+_NOTHING: Mapping[str, Any] = MappingProxyType({})
+_scope: ContextVar[Mapping[str, Any]] = ContextVar("normc.config", default=_NOTHING)
 
 
 def backend() -> str:
@@ -139,7 +141,7 @@ def override(
     cache: bool | None = None,
     cache_dir: str | Path | None = None,
     debug: int | None = None,
-) -> Iterator[None]:
+) -> Generator[None, None, None]:
     """Give variables other values within a ``with``, or a decorated function.
 
     >>> with override(debug=4):

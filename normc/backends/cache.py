@@ -18,7 +18,7 @@ import stat
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Generator, Mapping
 from contextlib import contextmanager
 from functools import cache as once
 from pathlib import Path
@@ -33,7 +33,11 @@ _FORMAT = "normc-cache-1"  # part of every key: a new layout never meets an old 
 _MANIFEST = "manifest.json"
 _LOCKS = "locks"
 _ABANDONED = 3600.0  # seconds after which the temporary folder of a killed writer is swept away
-_REFUSED = {errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.EDQUOT}
+_REFUSED = {
+    *(errno.EACCES, errno.EPERM, errno.EROFS),  # forbidden
+    *(errno.ENOSPC, errno.EDQUOT),  # full
+    *(errno.EEXIST, errno.ENOTDIR),  # a file stands where a folder should
+}
 
 
 def key(source: str, backend: str, compiler: str, machine: str) -> str:
@@ -55,7 +59,7 @@ def directory() -> Path:
         return _private(os.getpid())
     root = config.cache_dir()
     with _named(root):
-        if not root.is_symlink():
+        if not os.path.lexists(root):
             root.parent.mkdir(parents=True, exist_ok=True)
             root.mkdir(mode=0o700, exist_ok=True)
         _check_owner(root)
@@ -65,13 +69,15 @@ def directory() -> Path:
 def get(key: str) -> Path | None:
     """The folder of an entry, or None; an entry that does not verify is removed and is a miss."""
     folder = _place(directory(), key)
-    with _named(folder):
+    with _named(folder.parent):
         if _verified(folder):
             return folder
-        if not os.path.lexists(folder):
-            return None
-        with _lock(folder):
-            return folder if _verified(folder) else _discard(folder)
+        if os.path.lexists(folder):
+            with _lock(folder):
+                if _verified(folder):  # someone has just mended it
+                    return folder
+                _discard(folder)
+    return None
 
 
 def put(key: str, files: Mapping[str, bytes | Path]) -> Path:
@@ -95,7 +101,7 @@ def get_or_build(key: str, build: Callable[[Path], None]) -> Path:
     raises leaves no entry behind.
     """
     folder = _place(directory(), key)
-    with _named(folder):
+    with _named(folder.parent):
         if _verified(folder):
             config.debug(1, f"cache hit {key[:12]}")
             return folder
@@ -170,7 +176,7 @@ def _temporary(folder: Path) -> str:
 
 
 @contextmanager
-def _lock(folder: Path) -> Iterator[None]:
+def _lock(folder: Path) -> Generator[None, None, None]:
     locks = folder.parent / _LOCKS
     locks.mkdir(mode=0o700, exist_ok=True)
     with FileLock(locks / f"{folder.name}.lock"):
@@ -213,13 +219,13 @@ def _refusal(root: Path, why: str) -> str:
 
 
 @contextmanager
-def _named(where: Path) -> Iterator[None]:
+def _named(root: Path) -> Generator[None, None, None]:
     """Turn a full disk or a forbidden folder into an error that says what to do about it."""
     try:
         yield
     except OSError as error:
-        if error.errno in _REFUSED or isinstance(error, (FileExistsError, NotADirectoryError)):
-            raise CacheError(_refusal(where, f"cannot be used: {error}")) from error
+        if error.errno in _REFUSED:
+            raise CacheError(_refusal(root, f"cannot be used: {error}")) from error
         raise
 
 

@@ -70,7 +70,7 @@ def _shaped(whole: Tensor, axes: Axis, geometry: Geometry, x: Tensor) -> Tensor:
 def _reduce(stat: Stat, arg: Tensor, geometry: Geometry) -> Tensor:
     full = arg.expand(geometry.sizes(stat.arg.axes))
     dims = [i for i, axis in enumerate(ORDER) if axis & stat.over]
-    if prod(full.shape) == 0 and stat.op in ("max", "min"):
+    if prod(full.shape) == 0:  # torch warns or refuses; nothing is left that could read the value
         return full.sum(dims, keepdim=True)
     return REDUCTIONS[stat.op].reference(torch, full, dims, 0.0)
 

@@ -54,9 +54,10 @@ def text(formula: str) -> str:
         raise FormulaError(f"a formula has at most {CHARACTERS:,} characters", position=CHARACTERS)
     if alien := _ALIEN.search(formula):
         raise FormulaError(_describe(alien.group()), position=alien.start())
-    if not formula.strip():
+    cleaned = _scan(formula)
+    if not cleaned.strip(" \t\n;"):
         raise FormulaError("the formula is empty", position=0)
-    return _scan(formula)
+    return cleaned
 
 
 def _describe(character: str) -> str:
@@ -108,13 +109,20 @@ def _name(name: str, at: int) -> None:
         raise FormulaError(problem, position=at)
 
 
-def constant(value: float, at: int) -> float:
-    """``value`` if it is zero or of ordinary size."""
-    if value and not SMALLEST <= abs(value) <= LARGEST:
-        raise FormulaError(
-            f"a constant is zero or between {SMALLEST:g} and {LARGEST:g} in size", position=at
-        )
+def number(literal: str, at: int) -> float:
+    """The value of a literal, if it is zero or of ordinary size."""
+    value = float(literal)
+    is_zero = not literal.lower().partition("e")[0].strip("0.")
+    if not (is_zero or SMALLEST <= value <= LARGEST):
+        limits = f"zero or between {SMALLEST:g} and {LARGEST:g} in size"
+        raise FormulaError(f"a constant is {limits}", position=at)
     return value
+
+
+def results(count: int, at: int) -> None:
+    """Whether a formula may have so many results."""
+    if count > RESULTS:
+        raise FormulaError(f"a formula has at most {RESULTS} results", position=at)
 
 
 @dataclass(frozen=True)

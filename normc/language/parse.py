@@ -137,8 +137,12 @@ class _Builder(Transformer[Token, Definition]):
     def start(self, *parts: tuple[Expr, ...]) -> Definition:
         return _scope.get().close(parts[-1])
 
-    def results(self, *exprs: Expr) -> tuple[Expr, ...]:
-        return exprs
+    def result(self, expr: Expr) -> tuple[Expr, ...]:
+        return (expr,)
+
+    def results(self, results: tuple[Expr, ...], comma: Token, expr: Expr) -> tuple[Expr, ...]:
+        check.results(len(results) + 1, _at(comma))
+        return (*results, expr)
 
     def local(self, name: Token, value: Expr) -> None:
         _scope.get().define(names.spell(name), value, _at(name))
@@ -157,11 +161,11 @@ class _Builder(Transformer[Token, Definition]):
         return list(letters)
 
     def value(self, sign: Token | None, number: Token) -> float:
-        value = check.constant(float(number), _at(number))
+        value = check.number(number, _at(number))
         return -value if sign and _OPERATORS[sign] == "sub" else value
 
     def number(self, number: Token) -> Expr:
-        return const(check.constant(float(number), _at(number)))
+        return const(check.number(number, _at(number)))
 
     def name(self, name: Token) -> Expr:
         return _scope.get().lookup(names.spell(name), _at(name))

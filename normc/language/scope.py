@@ -8,7 +8,7 @@ from __future__ import annotations
 from normc.errors import FormulaError
 from normc.language import names
 from normc.language.axes import Axis
-from normc.language.check import PARAMS, RESULTS, Meter
+from normc.language.check import PARAMS, Meter
 from normc.language.definition import X, Definition, Input, Param
 from normc.language.expr import Expr, call, reduce
 from normc.language.primitives import PRIMITIVES
@@ -98,8 +98,6 @@ class Scope:
 
     def close(self, results: tuple[Expr, ...]) -> Definition:
         """The finished definition."""
-        if len(results) > RESULTS:
-            raise FormulaError(f"a formula has at most {RESULTS} results", position=0)
         for name, place in self._unused.items():
             raise FormulaError(f"`{name}` is never used", position=place)
         return Definition(results, tuple(self._params), tuple(self._inputs))

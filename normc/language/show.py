@@ -132,7 +132,7 @@ def _is_worth_naming(node: Expr, uses: int, length: int) -> bool:
         isinstance(node, Call) and node.fn in COMPARISONS.values()
     ):
         return False
-    return (uses - 1) * (length - len("t0*")) > 5
+    return (uses - 1) * (length - len("t0*")) > 3
 
 
 def _fresh_names(definition: Definition) -> Iterator[str]:

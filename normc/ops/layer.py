@@ -101,7 +101,8 @@ class Layer(nn.Module):
             results, _ = self._run(x, given, mode="frozen", buffers=buffers)
         elif self.running:
             results, now = self._run(x, given, mode="track")
-            self._update(x, now)
+            if x.numel():  # an empty batch has no statistics to learn from
+                self._update(x, now)
         else:
             results, _ = self._run(x, given)
         return results[0] if len(results) == 1 else results

@@ -9,7 +9,6 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 from normc import config
 from normc.backends import contract
@@ -205,24 +204,41 @@ class _Autograd(torch.autograd.Function):
         return (*results, *tracked)
 
     @staticmethod
-    @once_differentiable
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         call: _Call = ctx.call
         found = call.built.programs
         if call.built.backward is None or found.backward is None:  # no result depends on them
             return (None,) * (3 + len(ctx.names))
-        args: tuple[Tensor, ...] = ctx.saved_tensors
-        given = dict(zip((*ctx.names, *found.saved), args, strict=True)) | ctx.frozen
-        x = given["x"]
+        given = dict(zip((*ctx.names, *found.saved), ctx.saved_tensors, strict=True)) | ctx.frozen
         for name, grad in zip(found.results, grads, strict=False):
-            given[COTANGENT + name] = _like(grad, x)
-        wanted = {i.name for i in found.backward.inputs}
-        needed = {name: t for name, t in given.items() if name in wanted}
-        done = call.built.backward(call.geometry, needed or {"x": x}, call.eps)
-        gradients = [done.get(COTANGENT + name) for name in ctx.names]
-        return None, None, None, *(
-            None if g is None else g.to(given[name].dtype)
-            for name, g in zip(ctx.names, gradients, strict=True)
+            given[COTANGENT + name] = grad
+        done = _Gradients.apply(call, tuple(given), *given.values())
+        gradients = dict(zip((o.name for o in found.backward.outputs), done, strict=True))
+        return None, None, None, *(gradients.get(COTANGENT + name) for name in ctx.names)
+
+
+class _Gradients(torch.autograd.Function):
+    """The compiled backward; to differentiate it again is an error, not a silent zero."""
+
+    @staticmethod
+    def forward(ctx: Any, call: _Call, names: tuple[str, ...], *args: Tensor) -> tuple[Tensor, ...]:
+        program, run = call.built.programs.backward, call.built.backward
+        assert program is not None and run is not None
+        given = dict(zip(names, args, strict=True))
+        x = given["x"]
+        read = {i.name: given[i.name] for i in program.inputs}
+        for name in call.built.programs.results:
+            if COTANGENT + name in read:
+                read[COTANGENT + name] = _like(read[COTANGENT + name], x)
+        done = run(call.geometry, read or {"x": x}, call.eps)
+        outs = [(o.name, done[o.name]) for o in program.outputs]
+        return tuple(g.to(given[name.removeprefix(COTANGENT)].dtype) for name, g in outs)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> Any:
+        raise NormcError(
+            "second derivatives of a compiled formula are not there yet: "
+            "use normc.reference(formula) where they are needed"
         )
 
 
@@ -233,5 +249,3 @@ def _like(grad: Tensor, x: Tensor) -> Tensor:
         return grad
     return torch.empty_like(x, dtype=grad.dtype).copy_(grad)
 
-
-__all__ = ["NormcError", "Op", "choose", "compile"]

@@ -16,7 +16,7 @@ automatic rewriting (``x/x``, ``0*x``, ``exp(x)*exp(-x)``) loses NaN and overflo
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import cache
 from typing import Any
 
@@ -50,7 +50,6 @@ NATIVE: dict[str, Any] = {
     "pow": sympy.Pow,
     "exp": sympy.exp,
     "log": sympy.log,
-    "sqrt": cfunctions.Sqrt,
     "sin": sympy.sin,
     "cos": sympy.cos,
     "tanh": sympy.tanh,
@@ -62,15 +61,23 @@ NATIVE: dict[str, Any] = {
 """Functions for which sympy has the head, and knows the derivative."""
 
 COMPOSED: dict[str, Callable[..., Symbolic]] = {
+    "add": lambda x, y: _raw(sympy.Add, *_spine(sympy.Add, x), y),
+    "mul": lambda x, y: _raw(sympy.Mul, *_spine(sympy.Mul, x), y),
     "neg": lambda x: _raw(sympy.Mul, sympy.S.NegativeOne, x),
-    "sub": lambda x, y: _raw(sympy.Add, x, _raw(sympy.Mul, sympy.S.NegativeOne, y)),
-    "div": lambda x, y: _inverse(y) if x is sympy.S.One else _raw(sympy.Mul, x, _inverse(y)),
+    "sub": lambda x, y: _raw(sympy.Add, *_spine(sympy.Add, x), COMPOSED["neg"](y)),
+    "div": lambda x, y: _raw(sympy.Mul, *_spine(sympy.Mul, x), _inverse(y)),
 }
 """Functions that sympy spells with sums, products and powers."""
 
 
 def _raw(head: Any, *args: Symbolic) -> Symbolic:
     return head(*args, evaluate=False)
+
+
+def _spine(head: Any, first: Symbolic) -> tuple[Symbolic, ...]:
+    """Sums and products are n-ary, so that sympy finds shared parts and prints few brackets; only
+    from the left, so that the way back rounds as before."""
+    return first.args if isinstance(first, head) and len(first.args) > 1 else (first,)
 
 
 def _inverse(x: Symbolic) -> Symbolic:
@@ -90,7 +97,9 @@ def _opaque(name: str) -> Any:
 
 
 HEADS: dict[str, Any] = {
-    name: NATIVE.get(name) or _opaque(name) for name in PRIMITIVES if name not in COMPOSED
+    name: NATIVE.get(name) or _opaque(name)
+    for name in PRIMITIVES
+    if name in NATIVE or name not in COMPOSED
 }
 NAMES: dict[Any, str] = {head: name for name, head in HEADS.items()}
 assert len(HEADS) == len(NAMES), "two functions share a sympy head"
@@ -202,36 +211,27 @@ def _negated(expr: Expr) -> Expr | None:
             return None
 
 
-def _product(shapes: tuple[Symbolic, ...], args: list[Expr]) -> Expr:
-    """Factors from left to right over divisors from left to right, numbers gathered in front."""
-    number, over, under = 1.0, list[Expr](), list[Expr]()
-    for shape, arg in zip(shapes, args, strict=True):
-        match arg:
-            case Const(value) if value != 0 and math.isfinite(value * number):
-                number *= value
-            case Call("div", (Const(1.0), divisor)) if isinstance(shape, sympy.Pow):
-                under.append(divisor)
+def _product(shapes: Sequence[Symbolic], args: Sequence[Expr]) -> Expr:
+    """Factors from left to right, powers of -1 as divisors; numbers in front are one number."""
+    skip = 1 if args[0] is const(-1) and len(args) > 1 else 0
+    value = args[skip]
+    for shape, arg in zip(shapes[skip + 1 :], args[skip + 1 :], strict=True):
+        match value, arg:
+            case Const(a), Const(b) if a * b != 0 and math.isfinite(a * b):
+                value = const(a * b)
+            case _, Call("div", (Const(1.0), divisor)) if isinstance(shape, sympy.Pow):
+                value = call("div", value, divisor)
             case _:
-                over.append(arg)
-    if abs(number) != 1 or not over:
-        over.insert(0, const(abs(number)))
-    value = over[0]
-    for factor in over[1:]:
-        value = call("mul", value, factor)
-    for divisor in under:
-        value = call("div", value, divisor)
-    return call("neg", value) if number < 0 else value
+                value = call("mul", value, arg)
+    return call("neg", value) if skip else value
 
 
 def _power(base: Expr, exponent: Expr) -> Expr:
-    """Powers, the reciprocals and roots among them under their own names."""
     match base, exponent:
+        case _, Const(-1.0):
+            return call("div", 1, base)
         case Const(b), Const(e) if b > 0 and abs(e * math.log(b)) < 60:
             return const(b**e)
-        case _, Const(0.5):
-            return call("sqrt", base)
-        case _, Const(e) if e in (-0.5, -1, -2):
-            return call("div", 1, _power(base, const(-e)) if e != -1 else base)
         case _:
             return call("pow", base, exponent)
 
@@ -259,3 +259,81 @@ def derivative(name: str) -> tuple[Expr, ...]:
 
 def _as_expr(value: Expr | float) -> Expr:
     return const(value) if isinstance(value, int | float) else value
+
+
+# --- sharing -----------------------------------------------------------------------------------------
+
+SHARE_NODES = 300
+"""What has more nodes is not searched: sympy's cse is quadratic in the terms of sums and products."""
+
+
+def share(exprs: Sequence[Expr], budget: float = 0.1) -> list[Expr]:
+    """The same values from fewer nodes: parts that n-ary sums and products have in common.
+
+    ``a*b*c`` and ``a*c*d`` share ``a*c``, which two trees of binary nodes do not show. Whatever rounds
+    or overflows differently on ordinary numbers stays as it was, as does everything if sympy found
+    nothing or took longer than ``budget`` seconds.
+
+    >>> a, b, c, d = map(var, "abcd")
+    >>> [e.args[0] is a * c for e in share([a * b * c, a * c * d])]
+    [True, True]
+    """
+    before = list(exprs)
+    if len(postorder(before)) > SHARE_NODES:
+        return before
+    start = time.thread_time()
+    after = _rebuild(before)
+    if time.thread_time() - start > budget:
+        return before
+    points = probes((v.name for v in variables(before)), wide=False)
+    chosen = [new if _same(old, new, points) else old for old, new in zip(before, after)]
+    return chosen if len(postorder(chosen)) < len(postorder(before)) else before
+
+
+def _same(old: Expr, new: Expr, points: Mapping[str, Any]) -> bool:
+    return old is new or guard(old, new, points)
+
+
+def _rebuild(exprs: Sequence[Expr]) -> list[Expr]:
+    """Expressions after sympy's cse of their arithmetic, to which functions are symbols."""
+    functions = [e for e in postorder(exprs) if isinstance(e, Call) and e.fn not in _ARITHMETIC]
+    forms = _Arithmetic(functions)
+    roots = [arg for node in functions for arg in node.args] + list(exprs)
+    shared, reduced = sympy.cse([forms.of(root) for root in roots], sympy.numbered_symbols("part"))
+    known: dict[str, Expr] = {}
+    results = iter(reduced)
+
+    def back() -> Expr:
+        # What a result needs is known by now: the functions in it came before it.
+        for symbol, form in list(shared):
+            if all(str(s) in known for s in form.free_symbols if "@" not in str(s)):
+                known[str(symbol)] = from_sympy(form, known)
+                shared.remove((symbol, form))
+        return from_sympy(next(results), known)
+
+    for place, node in enumerate(functions):
+        known[f"call{place}"] = call(node.fn, *[back() for _ in node.args])
+    return [back() for _ in exprs]
+
+
+class _Arithmetic:
+    """Sums and products as n-ary as they can be, over symbols for everything else."""
+
+    def __init__(self, functions: Sequence[Expr]) -> None:
+        self._done = {e: sympy.Symbol(f"call{place}") for place, e in enumerate(functions)}
+
+    def of(self, expr: Expr) -> Symbolic:
+        for node in postorder([expr]):
+            if node not in self._done:
+                self._done[node] = self._flat(node)
+        return self._done[expr]
+
+    def _flat(self, node: Expr) -> Symbolic:
+        match node:
+            case Call("add" | "mul" as fn, (a, b)):
+                head = HEADS[fn]
+                return _raw(head, *_spine(head, self._done[a]), *_spine(head, self._done[b]))
+            case Call(fn, args):
+                return COMPOSED[fn](*(self._done[arg] for arg in args))
+            case _:
+                return to_sympy(node)

@@ -15,7 +15,6 @@ from fractions import Fraction
 from hashlib import blake2b
 from typing import Any
 
-from normc.language.axes import members
 from normc.language.expr import Call, Const, Expr, Reduce, Var, call, children, const
 from normc.program.simplify import LARGEST, Stop
 
@@ -75,6 +74,7 @@ class Order:
     """One order for the operands of everything that may be reordered."""
 
     def __init__(self) -> None:
+        self._keys: dict[Expr, tuple[Any, ...]] = {}
         self._digests: dict[Expr, bytes] = {}
 
     def place(self, node: Expr) -> Expr:
@@ -202,7 +202,12 @@ class Order:
 
     def _key(self, node: Expr) -> tuple[Any, ...]:
         """Coarse before fine, variables before functions, then by name, then by content."""
-        axes = len(members(node.axes))
+        if node not in self._keys:
+            self._keys[node] = self._make_key(node)
+        return self._keys[node]
+
+    def _make_key(self, node: Expr) -> tuple[Any, ...]:
+        axes = node.axes.value.bit_count()
         match node:
             case Const(value):
                 return axes, 0, "", value, b""

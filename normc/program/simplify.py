@@ -123,10 +123,13 @@ def settle(
     roots: Iterable[Expr], rule: Callable[[Expr], Expr], check: Callable[[], None]
 ) -> list[Expr]:
     """Apply a node rule everywhere, again and again until nothing changes."""
+    memo: dict[Expr, Expr] = {}
 
     def checked(node: Expr) -> Expr:
-        check()
-        return rule(node)
+        if node not in memo:
+            check()
+            memo[node] = rule(node)
+        return memo[node]
 
     done = list(roots)
     for _ in range(_ROUNDS):
@@ -167,7 +170,7 @@ def unify(
     if isinstance(pattern, Var) and pattern.name in PLACEHOLDERS:
         same = found.get(pattern, node) is node
         return unify(rest, {**found, pattern: node}) if same else None
-    if pattern is node:
+    if pattern is node and not children(pattern):
         return unify(rest, found)
     for args in _orders(pattern, node):
         result = unify([*zip(children(pattern), args, strict=True), *rest], found)

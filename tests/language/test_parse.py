@@ -59,7 +59,7 @@ MEANINGS = {
     "-2**x": -(const(2) ** X),
     "x - 2": X - 2,
     "x--2": X - const(-2),
-    "--x": -(-X),
+    "--x": call("neg", -X),
     "+x": X,
     "2 - -+-2": const(2) - const(2),
     "x*-v": X * (-V),
@@ -359,8 +359,8 @@ def test_error_shows_the_place():
 # --- any text at all ----------------------------------------------------------------------------
 
 tokens = st.sampled_from(
-    [*"x v ; \n ( ) [ ] , = + - * / ** ² √ < >= 2 .5 . ^ γ".split(" "), " ", "param ", "input "]
-    + ["where(", "exp(", "max(", "group_std(", "mean[", "n,s", "](", "#", "eps", "1e9", "h = "]
+    [*"xv;()[],=+-*/<2.^γ²√# \n", "**", ">=", ".5", "1e9", "n,s", "](", "eps", "h = ", "param "]
+    + ["input ", "where(", "exp(", "max(", "group_std(", "mean["]
 )
 
 

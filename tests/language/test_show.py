@@ -6,10 +6,16 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from normc.errors import FormulaError
 from normc.language.axes import CHANNEL, FULL, NONE, Axis
 from normc.language.definition import Definition, Input, Param, X
-from normc.language.expr import call, const, reduce, var
+from normc.language.expr import (
+    Const,
+    call,
+    const,
+    reduce,
+    var,
+    variables,
+)
 from normc.language.parse import parse
 from normc.language.reductions import EPS, count
 from normc.language.show import show, show_expr
@@ -29,7 +35,7 @@ EXPRESSIONS = {
     "x**v**2": X ** (V**2),
     "x**-v**2": X ** -(V**2),
     "-(x*v)": -(X * V),
-    "--x": -(-X),
+    "--x": call("neg", -X),
     "x - -2": X - const(-2),
     "-2*x": const(-2) * X,
     "0.1*x + 1e-05": 0.1 * X + const(1e-5),
@@ -37,9 +43,7 @@ EXPRESSIONS = {
     "-0": const(-0.0),
     "max(x, v + 1)": call("max", X, V + 1),
     "where(x + 1 > v, x, -v)": call("where", call("gt", X + 1, V), X, -V),
-    "where((x > v) == 1, x, v)": call(
-        "where", call("eq", call("gt", X, V), const(1)), X, V
-    ),
+    "where((x > v) == 1, x, v)": call("where", call("eq", call("gt", X, V), const(1)), X, V),
     "group_std(x)": reduce("std", GROUP, X),
     "std[n,k](x - v)": reduce("std", Axis.N | Axis.K, X - V),
     "channel_mean(x)": reduce("mean", CHANNEL, X),
@@ -62,9 +66,9 @@ def test_show_expr_names_what_is_named():
 
 def test_depth_is_no_problem():
     deep = X
-    for _ in range(20_000):
+    for _ in range(5_000):
         deep = -deep
-    assert show_expr(deep) == "-" * 20_000 + "x"
+    assert show_expr(deep) == "-" * 5_000 + "x"
 
 
 DEFINITIONS = {
@@ -120,49 +124,82 @@ INPUTS = (Input("residual"), Input("scale", Axis.N | CHANNEL), Input("t1", Axis.
 numbers = st.one_of(
     st.integers(-9, 9), st.floats(1e-30, 1e30), st.floats(-1e30, -1e-30), st.just(-0.0)
 ).map(const)
-leaves = st.one_of(
-    st.sampled_from([X, X, EPS, *(row.var for row in (*PARAMS, *INPUTS))]), numbers
-)
+leaves = st.one_of(st.sampled_from([X, X, EPS, *(row.var for row in (*PARAMS, *INPUTS))]), numbers)
 comparisons = st.sampled_from(["lt", "le", "gt", "ge", "eq", "ne"])
 
 
 def negate(expr):
     """Minus, folded into a number as the parser does."""
-    return const(-expr.value) if "Const" in type(expr).__name__ else -expr
+    return const(-expr.value) if isinstance(expr, Const) else -expr
 
 
-def grow(inner):
-    pairs = st.tuples(inner, inner)
+def grow_arithmetic(inner):
+    """Sums, products, signs and powers over ``inner``."""
+    operators = st.sampled_from(["add", "sub", "mul", "div"])
     return st.one_of(
         inner.map(negate),
-        st.tuples(st.sampled_from(["add", "sub", "mul", "div"]), inner, inner).map(
-            lambda parts: call(*parts)
-        ),
-        pairs.map(lambda pair: pair[0] * pair[0] + pair[1] * pair[0]),  # sharing
-        st.tuples(leaves, st.integers(-16, 16)).map(lambda pair: pair[0] ** pair[1]),
-        st.tuples(st.sampled_from(["sigmoid", "sqrt", "abs"]), inner).map(lambda p: call(*p)),
-        st.tuples(comparisons, inner, inner, inner, inner).map(
-            lambda p: call("where", call(*p[:3]), *p[3:])
-        ),
-        st.tuples(st.sampled_from(["mean", "std", "max"]), st.integers(1, 15), inner).map(
-            lambda p: reduce(p[0], Axis(p[1]), p[2])
-        ),
+        st.tuples(operators, inner, inner).map(apply),
+        st.tuples(st.just("pow"), inner, st.integers(-16, 16)).map(apply),
     )
 
 
+def grow(inner):
+    """Everything over ``inner``, some of it with shared parts."""
+    stats = st.tuples(st.sampled_from(["mean", "std", "max"]), st.sampled_from(ANY_AXES), inner)
+    condition = st.tuples(comparisons, inner, inner).map(apply)
+    return st.one_of(
+        grow_arithmetic(inner),
+        st.tuples(inner, inner).map(lambda pair: pair[0] * pair[0] + pair[1] * pair[0]),
+        st.tuples(st.sampled_from(["sigmoid", "sqrt", "abs"]), inner).map(apply),
+        st.tuples(st.just("max"), inner, inner).map(apply),
+        st.tuples(st.just("where"), condition, inner, inner).map(apply),
+        stats.map(lambda parts: reduce(*parts)),
+    )
+
+
+def apply(parts):
+    return call(*parts)
+
+
+ANY_AXES = [Axis(bits) for bits in range(1, 16)]
 expressions = st.recursive(leaves, grow, max_leaves=12)
 
 
 @st.composite
 def definitions(draw):
-    """A definition as the parser makes them: everything declared is used."""
+    """A definition as the parser makes them: what is declared is used, in any order."""
     results = tuple(draw(st.lists(expressions, min_size=1, max_size=3)))
-    shown = " ".join(map(show_expr, results))
-    params = [row for row in PARAMS if row.name in shown.replace(".", " ")]
-    inputs = [row for row in INPUTS if row.name in shown]
-    used = [row for row in params if is_used(row, results)]
+    used = variables(results)
+    params = [row for row in PARAMS if row.var in used]
+    inputs = [row for row in INPUTS if row.var in used]
     return Definition(
-        results,
-        tuple(draw(st.permutations(used))),
-        tuple(row for row in inputs if is_used(row, results)),
+        results, tuple(draw(st.permutations(params))), tuple(draw(st.permutations(inputs)))
     )
+
+
+@settings(max_examples=400, deadline=None)
+@given(definitions())
+def test_show_parses_back(definition):
+    text = show(definition)
+    assert parse(text) == definition
+    assert show(parse(text)) == text
+
+
+@settings(max_examples=200, deadline=None)
+@given(st.recursive(leaves, grow_arithmetic, max_leaves=8))
+def test_brackets_are_minimal(expr):
+    """Without any one pair of brackets the text would mean something else to Python."""
+    text = show_expr(expr)
+    meaning = ast.dump(ast.parse(text))
+    for start, end in bracket_pairs(text):
+        fewer = text[:start] + text[start + 1 : end] + text[end + 1 :]
+        assert ast.dump(ast.parse(fewer)) != meaning
+
+
+def bracket_pairs(text):
+    opened = []
+    for at, character in enumerate(text):
+        if character == "(":
+            opened.append(at)
+        elif character == ")":
+            yield opened.pop(), at

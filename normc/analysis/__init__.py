@@ -1,0 +1,1 @@
+"""Compiled layers measured: agreement with the oracle."""

@@ -1,0 +1,166 @@
+"""Ops: autograd, wanted gradients, layouts, and every way a call can be wrong."""
+
+import pytest
+import torch
+
+import normc
+
+TEXT = "x*sigmoid(v*x)/group_std(x)*gamma + beta"
+
+
+def ones(c, *names):
+    return {name: torch.ones(c) for name in names}
+
+
+@pytest.mark.parametrize("backend", ["c", "torch"])
+@pytest.mark.parametrize("wrt", ["x", "v", "gamma", "beta", "x v", "gamma beta", "v gamma beta", ""])
+def test_gradients_of_every_subset(backend, wrt):
+    op, x = normc.compile(TEXT, backend), torch.randn(2, 8, 3, 3, dtype=torch.float64)
+    tensors = {n: torch.rand(8, dtype=torch.float64) for n in ("v", "gamma", "beta")}
+    given = {"x": x, **tensors}
+    wanted = [given[n].requires_grad_() for n in wrt.split()]
+    y = op(groups=4, **given)
+    assert y.requires_grad == bool(wanted)
+    if wanted:
+        want = torch.autograd.grad(normc.reference(TEXT)(groups=4, **given).square().sum(), wanted)
+        torch.testing.assert_close(torch.autograd.grad(y.square().sum(), wanted), want)
+
+
+def test_no_grad_saves_nothing():
+    x = torch.randn(2, 8, 3, requires_grad=True)
+    with torch.no_grad():
+        assert normc.compile(TEXT)(x, **ones(8, "v", "gamma", "beta")).grad_fn is None
+
+
+def test_several_results_share_one_backward():
+    f = "input r; h = x + r; h/channel_rms(h)*gamma, h"
+    x, r = (torch.randn(2, 5, 8, dtype=torch.float64, requires_grad=True) for _ in "xr")
+    gamma = torch.rand(8, dtype=torch.float64, requires_grad=True)
+    y, h = normc.compile(f)(x, channel_dim=-1, r=r, gamma=gamma)
+    torch.testing.assert_close(h, x + r)
+    only_h = torch.autograd.grad(h.sum(), [x, r], retain_graph=True)
+    torch.testing.assert_close(only_h, (torch.ones_like(x), torch.ones_like(r)))
+    want = normc.reference(f)(x, channel_dim=-1, r=r, gamma=gamma)
+    a = torch.autograd.grad((y * h).sum(), [x, r, gamma])
+    torch.testing.assert_close(a, torch.autograd.grad((want[0] * want[1]).sum(), [x, r, gamma]))
+
+
+def test_a_gradient_without_memory_of_its_own():
+    """``.sum()`` sends an expanded gradient of stride 0."""
+    x = torch.randn(2, 8, 3, 3, dtype=torch.float64, requires_grad=True)
+    normc.compile("x/group_rms(x)")(x, groups=2).sum().backward()
+    y = x.detach().clone().requires_grad_()
+    normc.reference("x/group_rms(x)")(y, groups=2).sum().backward()
+    torch.testing.assert_close(x.grad, y.grad)
+
+
+@pytest.mark.parametrize("backend", ["c", "torch"])
+def test_results_keep_the_memory_format(backend):
+    x = torch.randn(2, 8, 5, 4).contiguous(memory_format=torch.channels_last).requires_grad_()
+    y = normc.compile("x/instance_rms(x)", backend)(x)
+    assert y.is_contiguous(memory_format=torch.channels_last)
+    y.square().sum().backward()
+    assert x.grad.is_contiguous(memory_format=torch.channels_last)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_half_precision_computes_statistics_in_float32(dtype):
+    x = (torch.randn(2, 8, 16, 16) * 300).to(dtype)
+    y = normc.compile("x/instance_rms(x)")(x)
+    assert y.dtype == dtype and y.isfinite().all()
+    want = normc.reference("x/instance_rms(x)")(x.double())
+    torch.testing.assert_close(y.double(), want, rtol=1e-2, atol=1e-2)
+
+
+def test_parameters_may_have_another_dtype_than_x():
+    x = torch.randn(2, 8, 4, dtype=torch.float64)
+    gamma = torch.rand(8, requires_grad=True)
+    y = normc.compile("x*gamma")(x, gamma=gamma)
+    y.sum().backward()
+    assert y.dtype == torch.float64 and gamma.grad.dtype == torch.float32
+
+
+def test_second_derivatives_say_that_they_are_missing():
+    x = torch.randn(2, 4, 3, requires_grad=True)
+    (g,) = torch.autograd.grad(normc.compile("x/layer_rms(x)")(x).sum(), x, create_graph=True)
+    with pytest.raises(normc.NormcError, match="second derivatives"):
+        g.sum().backward()
+
+
+WRONG = [
+    ("groups that do not divide", dict(groups=3), "groups=3 does not divide the 8 channels"),
+    ("no groups", dict(groups=0), "positive whole number"),
+    ("channel_dim", dict(channel_dim=4), "channel_dim=4 is not a dimension"),
+    ("missing", dict(drop="v"), "parameter `v` is missing"),
+    ("extra", dict(vv=torch.ones(8)), r"no tensor `vv` \(did you mean `v`"),
+    ("shape", dict(v=torch.ones(7)), r"`v\[c\]` must have shape \(8,\)"),
+    ("dtype", dict(v=torch.ones(8, dtype=torch.int64)), "`v` must be floating point"),
+    ("device", dict(v=torch.ones(8, device="meta")), "`v` is on meta and x on cpu"),
+    ("rank", dict(x=torch.ones(8)), "2 to 5 dimensions"),
+]
+
+
+@pytest.mark.parametrize("case", WRONG, ids=[w[0] for w in WRONG])
+def test_wrong_calls_name_what_is_wrong(case):
+    _, change, message = case
+    given = {"x": torch.randn(2, 8, 3), **ones(8, "v", "gamma", "beta"), **change}
+    given.pop(given.pop("drop", ""), None)
+    with pytest.raises(normc.ShapeError, match=message):
+        normc.compile(TEXT)(**given)
+
+
+def test_inputs_are_required_and_shaped():
+    op = normc.compile("input scale[n,c]; x*scale")
+    with pytest.raises(normc.ShapeError, match=r"input `scale\[n,c\]` is missing"):
+        op(torch.randn(2, 8, 3))
+    with pytest.raises(normc.ShapeError, match=r"`scale\[n,c\]` must have shape \(2, 8\)"):
+        op(torch.randn(2, 8, 3), scale=torch.ones(8))
+
+
+def test_unknown_backends_are_named():
+    with pytest.raises(normc.BackendError, match="did you mean `torch`"):
+        normc.compile("x", backend="troch")
+    with pytest.raises(normc.BackendError, match="float16"):
+        normc.compile("x", backend="c")(torch.ones(2, 3, dtype=torch.float16))
+
+
+@pytest.mark.parametrize("backend", ["c", "torch"])
+@pytest.mark.parametrize("shape", [(0, 4, 3, 3), (2, 4, 0, 3), (2, 4, 1, 1), (1, 1), (3, 1, 1)])
+def test_empty_and_single_inputs(backend, shape):
+    x = torch.randn(shape, dtype=torch.float64, requires_grad=True)
+    y = normc.compile("(x - instance_mean(x))/batch_std(x)*gamma", backend)(
+        x, gamma=torch.ones(shape[1], dtype=torch.float64)
+    )
+    y.sum().backward()
+    assert y.shape == x.shape == x.grad.shape and (y.numel() == 0 or y.isfinite().all())
+
+
+def test_a_large_offset_keeps_its_digits():
+    x = torch.randn(4, 8, 32, 32, generator=torch.Generator().manual_seed(0)) + 1e4
+    y = normc.compile("(x - group_mean(x))/group_std(x)", "c")(x, groups=2)
+    want = normc.reference("(x - group_mean(x))/group_std(x)")(x.double(), groups=2)
+    theirs = torch.nn.functional.group_norm(x, 2)
+    assert (y - want).abs().max() <= 1.5 * (theirs - want).abs().max()
+
+
+def test_nan_and_inf_stay_where_they_are():
+    x = torch.randn(3, 4, 5)
+    x[0, 0, 0], x[1, 2, 3] = float("nan"), float("inf")
+    for text in ("(x - instance_mean(x))/instance_std(x)", "max(x, 0)", "x/layer_max(x)"):
+        want = normc.reference(text)(x.double())
+        for backend in ("c", "torch"):
+            y = normc.compile(text, backend)(x)
+            assert torch.equal(y.isnan(), want.isnan()) and torch.equal(y.isinf(), want.isinf())
+
+
+def test_results_are_bitwise_repeatable_with_any_number_of_threads():
+    x, v = torch.randn(8, 16, 33, 7, requires_grad=True), torch.rand(16, requires_grad=True)
+    op = normc.compile("x*sigmoid(v*x)/group_std(x) + batch_mean(x)", "c")
+    found = []
+    before = torch.get_num_threads()
+    for threads in (1, 2, 3, 1):
+        torch.set_num_threads(threads)
+        y = op(x, v=v, groups=4)
+        found.append((y.detach(), *torch.autograd.grad(y.square().sum(), [x, v])))
+    torch.set_num_threads(before)
+    assert all(torch.equal(a, b) for run in found[1:] for a, b in zip(run, found[0], strict=True))
