@@ -4,9 +4,11 @@
     passes   error <= TOLERANCE[dtype]                          rule "tolerance"
           or error <= FACTOR * the formula's own noise          rule "eager"
 
-The noise is what plain torch makes of the same formula in the same dtype; in float64, where plain torch
-is the oracle, it is how far the oracle moves when its inputs move by one unit in the last place. It
-matters for ill-conditioned formulas alone. NaN and infinities have to be where the oracle has them.
+The noise is the error of plain torch in the same dtype or, if that is larger (in float64 plain torch is
+the oracle), how far the oracle moves when its inputs move by one unit in the last place. It matters for
+ill-conditioned formulas alone. NaN and infinities have to be where the oracle has them. A gradient that
+is zero to rounding is judged as if it were 1 large, as cotangents are; and where a statistic has a single
+element, so that terms of size 1/sqrt(eps) cancel, their rounding is part of the noise.
 """
 
 from __future__ import annotations
@@ -22,6 +24,7 @@ from torch import Tensor
 
 from normc.formula import Formula, parse
 from normc.language.definition import Definition
+from normc.language.expr import Reduce, postorder
 from normc.language.geometry import Geometry
 from normc.ops.op import compile
 from normc.reference import reference
@@ -166,12 +169,17 @@ def compare(
 
     exact = run(oracle, lambda t: t.double())
     ours = run(op, lambda t: t.to(device))
-    plain = run(oracle, _nudge if case.dtype == "float64" else lambda t: t)
-    tolerance = TOLERANCE[case.dtype]
-    return [
-        Error(name, distance(ours[name], want), distance(plain[name], want), tolerance)
-        for name, want in exact.items()
-    ]
+    plain = [run(oracle, lambda t: t), run(oracle, _nudge)]
+    least = 1e-9 * max(magnitude(want) for want in exact.values())
+    unit = torch.finfo(getattr(torch, case.dtype)).eps
+    cancelled = unit * eps**-0.5 if _single(parsed.definition, case.geometry) else 0.0
+    errors: list[Error] = []
+    for name, want in exact.items():
+        scale = magnitude(want) if magnitude(want) > least else 1.0
+        noise = max(cancelled / scale, *(distance(rough[name], want, scale) for rough in plain))
+        error = distance(ours[name], want, scale)
+        errors.append(Error(name, error, noise, TOLERANCE[case.dtype]))
+    return errors
 
 
 def draw(definition: Definition, case: Case) -> tuple[Tensors, list[Tensor]]:
@@ -213,23 +221,31 @@ def gradients(
     return done | {f"d_{name}": d for name, d in zip(leaves, found, strict=True)}
 
 
-def distance(found: Tensor, want: Tensor) -> float:
-    """The largest difference over the largest magnitude wanted; infinite where NaN differ."""
+def magnitude(tensor: Tensor) -> float:
+    """The largest finite absolute value; 0 if there is none."""
+    finite = tensor[tensor.isfinite()]
+    return float(finite.abs().max()) if finite.numel() else 0.0
+
+
+def distance(found: Tensor, want: Tensor, scale: float) -> float:
+    """The largest difference in units of ``scale``; infinite where NaN or infinities differ."""
     a, b = found.detach().double().cpu(), want.detach().double().cpu()
     finite = b.isfinite()
     if a.shape != b.shape or not torch.equal(a.isfinite(), finite):
         return math.inf
     if not torch.equal(a[~finite].nan_to_num(), b[~finite].nan_to_num()):
         return math.inf
-    if not finite.any():
-        return 0.0
-    off = float((a - b)[finite].abs().max())
-    scale = float(b[finite].abs().max())
-    return off / scale if scale else off
+    return magnitude((a - b)[finite]) / scale
+
+
+def _single(definition: Definition, geometry: Geometry) -> bool:
+    """Whether a statistic of the formula is over one element."""
+    nodes = postorder(definition.results)
+    return any(isinstance(node, Reduce) and geometry.count(node.over) == 1 for node in nodes)
 
 
 def _nudge(t: Tensor) -> Tensor:
-    """Every number moved by one unit in the last place, up or down at random."""
+    """Every number moved by one unit in its last place, up or down at random, as float64."""
     generator = torch.Generator().manual_seed(t.numel())
     signs = torch.randint(0, 2, t.shape, generator=generator, dtype=torch.float64) * 2 - 1
-    return t * (1 + torch.finfo(t.dtype).eps * signs)
+    return t.double() * (1 + torch.finfo(t.dtype).eps * signs)

@@ -102,6 +102,7 @@ class Block:
     prefix: str = "t"
     lines: list[list[str]] = field(default_factory=lambda: [])
     names: dict[int, str] = field(default_factory=lambda: {})
+    count: int = 0  # temporaries named so far
     _alive: list[Expr] = field(default_factory=lambda: [])
 
     def depth(self, axes: Axis) -> int:
@@ -112,6 +113,17 @@ class Block:
             if not axes & ~bound:
                 return i
         raise AssertionError(f"{axes} is not bound by {self.depths}")
+
+    def bind(self, value: Var, name: str) -> None:
+        """Let a variable be read by a name that the skeleton has given it, without a load."""
+        self._alive.append(value)
+        self.names[id(value)] = name
+
+    def leave(self) -> None:
+        """Forget what was known only inside the loops: the next loops start from depth 0."""
+        outside = {id(e) for e in postorder(self._alive) if not e.axes & ~self.depths[0]}
+        self.names = {i: name for i, name in self.names.items() if i in outside}
+        self.lines = []
 
     def prepare(self, exprs: Sequence[Expr]) -> list[str]:
         """Add the temporaries that ``exprs`` need and return the text of each."""
@@ -137,12 +149,12 @@ class Block:
         if isinstance(node, Var) and is_scalar(node.name):
             self.names[id(node)] = self.load(node)
             return
-        known = {n for line in self.lines for n in line}
-        name = f"{self.prefix}{len(known)}"
+        name = f"{self.prefix}{self.count}"
         text = write(node, self.spelling, self.names) if isinstance(node, Call) else ""
         if isinstance(node, Var):
             name, text = f"{node.name}_", self.load(node)
         self.names[id(node)] = name
+        self.count += 1
         self.lines[self.depth(node.axes)].append(self.declare.format(name, text))
 
 

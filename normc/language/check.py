@@ -23,7 +23,7 @@ DIGITS = 20
 NODES = 256
 DEPTH = 100  # sympy recurses, several frames a level, and Python allows it 1,000
 PARAMS = 16
-RESULTS = 16
+ITEMS = 16
 EXPONENT = 16
 SMALLEST, LARGEST = 1e-30, 1e30
 
@@ -119,10 +119,10 @@ def number(literal: str, at: int) -> float:
     return value
 
 
-def results(count: int, at: int) -> None:
-    """Whether a formula may have so many results."""
-    if count > RESULTS:
-        raise FormulaError(f"a formula has at most {RESULTS} results", position=at)
+def length(items: int, at: int) -> None:
+    """Refuse lists of results, arguments or axes that nobody writes."""
+    if items > ITEMS:
+        raise FormulaError(f"at most {ITEMS} results or arguments can be listed", position=at)
 
 
 @dataclass(frozen=True)
@@ -156,7 +156,7 @@ class Meter:
     def _exponent(self, exponent: Expr, at: int) -> None:
         if isinstance(exponent, Const):
             value = exponent.value
-            if value.is_integer() and abs(value) > EXPONENT:
+            if value.is_integer() and value > EXPONENT:
                 raise FormulaError(f"an integer exponent is at most {EXPONENT}", position=at)
         elif self._facts.get(exponent, _Facts()).power:
             raise FormulaError("an exponent cannot contain another power", position=at)

@@ -11,7 +11,7 @@ from contextvars import ContextVar
 from functools import cache
 from importlib import resources
 from pathlib import Path
-from typing import NoReturn, cast
+from typing import NoReturn, TypeVar, cast
 
 from lark import Lark, Token, Transformer, UnexpectedCharacters, UnexpectedToken, v_args
 
@@ -27,6 +27,8 @@ from normc.language.scope import Scope
 _OPERATORS = OPERATORS | {"·": "mul", "⋅": "mul", "×": "mul", "−": "sub"}
 _SUPERSCRIPTS = {"²": 2, "³": 3}
 
+_Item = TypeVar("_Item", Expr, Token)
+
 _scope: ContextVar[Scope] = ContextVar("scope")
 _building = threading.Lock()
 
@@ -34,8 +36,8 @@ _building = threading.Lock()
 def parse(text: str) -> Definition:
     """Read a formula; the only error is `FormulaError`, with a caret under the place.
 
-    >>> parse("param s = 2; x / group_std(x) * s").params
-    (Param(name='s', axes=<Axis: 0>, init=2.0),)
+    >>> [param.name for param in parse("x / group_std(x) * gamma + beta").params]
+    ['gamma', 'beta']
     """
     cleaned = text
     scope = _scope.set(Scope())
@@ -134,15 +136,15 @@ def _axes(letters: list[Token], allowed: str) -> Axis:
 class _Builder(Transformer[Token, Definition]):
     """One method per rule of the grammar, each handed what its parts have built."""
 
-    def start(self, *parts: tuple[Expr, ...]) -> Definition:
-        return _scope.get().close(parts[-1])
+    def start(self, *parts: list[Expr]) -> Definition:
+        return _scope.get().close(tuple(parts[-1]))
 
-    def result(self, expr: Expr) -> tuple[Expr, ...]:
-        return (expr,)
+    def first(self, item: _Item) -> list[_Item]:
+        return [item]
 
-    def results(self, results: tuple[Expr, ...], comma: Token, expr: Expr) -> tuple[Expr, ...]:
-        check.results(len(results) + 1, _at(comma))
-        return (*results, expr)
+    def another(self, items: list[_Item], comma: Token, item: _Item) -> list[_Item]:
+        check.length(len(items) + 1, _at(comma))
+        return [*items, item]
 
     def local(self, name: Token, value: Expr) -> None:
         _scope.get().define(names.spell(name), value, _at(name))
@@ -156,9 +158,6 @@ class _Builder(Transformer[Token, Definition]):
     def input(self, name: Token, axes: list[Token] | None) -> None:
         over = FULL if axes is None else _axes(axes, "ncs")
         _scope.get().declare(Input(names.spell(name), over), _at(name))
-
-    def axes(self, *letters: Token) -> list[Token]:
-        return list(letters)
 
     def value(self, sign: Token | None, number: Token) -> float:
         value = check.number(number, _at(number))
@@ -188,8 +187,8 @@ class _Builder(Transformer[Token, Definition]):
     def root(self, mark: Token, operand: Expr) -> Expr:
         return _scope.get().apply("sqrt", (operand,), _at(mark))
 
-    def call(self, name: Token, *args: Expr) -> Expr:
-        return _scope.get().call(names.spell_called(name), args, _at(name))
+    def call(self, name: Token, args: list[Expr]) -> Expr:
+        return _scope.get().call(names.spell_called(name), tuple(args), _at(name))
 
     def statistic(self, name: Token, axes: list[Token], arg: Expr) -> Expr:
         over = _axes(axes, "ngkcs")

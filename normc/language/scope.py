@@ -9,7 +9,7 @@ from normc.errors import FormulaError
 from normc.language import names
 from normc.language.axes import Axis
 from normc.language.check import PARAMS, Meter
-from normc.language.definition import X, Definition, Input, Param
+from normc.language.definition import Definition, Input, Param, X
 from normc.language.expr import Expr, call, reduce
 from normc.language.primitives import PRIMITIVES
 from normc.language.reductions import EPS, REDUCTIONS

@@ -35,7 +35,7 @@ _LEVELS = {
     "mul": (_PRODUCT, _PRODUCT, _SIGN),
     "div": (_PRODUCT, _PRODUCT, _SIGN),
     "pow": (_POWER, _ATOM, _SIGN),
-} | {name: (_COMPARE, _SUM, _SUM) for name in COMPARISONS.values()}
+} | dict.fromkeys(COMPARISONS.values(), (_COMPARE, _SUM, _SUM))
 """Binary operators: how tightly the whole binds, and how tightly its two operands must."""
 
 _SETS = {row.axes: row.name for row in AXIS_SETS.values()}

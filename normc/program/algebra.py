@@ -3,20 +3,17 @@
     Expr  <->  sympy           node by node over the shared DAG, never through text
     name   ->  derivatives     sympy's diff of a row's body, unless the row has its own
 
-Every function of the language is one sympy head and back, so that a formula survives the journey: the
-arithmetic and the elementary functions are sympy's own, everything else is an opaque head that sympy
-can differentiate by our row and cannot rewrite. Expressions are built unevaluated, because sympy's
-automatic rewriting (``x/x``, ``0*x``, ``exp(x)*exp(-x)``) loses NaN and overflows.
+Every function of the language is one sympy head and back, so that a formula survives the journey:
+the arithmetic and the elementary functions are sympy's own, everything else is an opaque head that
+sympy can differentiate by our row and cannot rewrite. Expressions are built unevaluated, because
+sympy's automatic rewriting (``x/x``, ``0*x``, ``exp(x)*exp(-x)``) loses NaN and overflows.
 """
-
-# sympy has no stubs that a strict checker accepts; this room is where its untyped objects stop.
-# pyright: reportUnknownMemberType=false, reportUnknownVariableType=false
-# pyright: reportUnknownArgumentType=false, reportMissingTypeStubs=false
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+import time
+from collections.abc import Callable, Mapping, Sequence
 from functools import cache
 from typing import Any
 
@@ -36,13 +33,21 @@ from normc.language.expr import (
     const,
     postorder,
     reduce,
+    rewrite,
     substitute,
     var,
+    variables,
 )
 from normc.language.primitives import PRIMITIVES
+from normc.program.canonical import canonical as canonical
+from normc.program.interpret import guard as guard
+from normc.program.interpret import probes
+from normc.program.simplify import simplify as simplify
 
 Symbolic = Any
 """A sympy expression."""
+
+_NOTHING: Mapping[str, Expr] = {}
 
 NATIVE: dict[str, Any] = {
     "add": sympy.Add,
@@ -111,7 +116,7 @@ class Statistic(sympy.Function):
     nargs = 3
 
 
-# --- there -------------------------------------------------------------------------------------------
+# --- there ------------------------------------------------------------------------------------
 
 
 def to_sympy(expr: Expr) -> Symbolic:
@@ -127,8 +132,8 @@ def _there(node: Expr, args: list[Symbolic]) -> Symbolic:
         case Const(value):
             return _number(value)
         case Var(name, axes):
-            # One symbol per name and axes, so that the way back needs no table. Symbol reads nothing
-            # into the text: a variable called E, I, beta or lambda is just that variable.
+            # One symbol per name and axes, so that the way back needs no table. Symbol reads
+            # nothing into its text: a variable called E, I, beta or lambda is just that.
             return sympy.Symbol(f"{name}@{axes.value}")
         case Reduce(op, over, _):
             return _raw(Statistic, sympy.Symbol(op), sympy.Integer(over.value), *args)
@@ -150,11 +155,14 @@ def _number(value: float) -> Symbolic:
     return sympy.Rational(top, bottom)
 
 
-# --- and back ----------------------------------------------------------------------------------------
+# --- and back ---------------------------------------------------------------------------------
 
 
-def from_sympy(expression: Symbolic) -> Expr:
-    """A sympy expression as ours; a head that is no function of the language is an error."""
+def from_sympy(expression: Symbolic, known: Mapping[str, Expr] = _NOTHING) -> Expr:
+    """A sympy expression as ours; a head that is no function of the language is an error.
+
+    ``known`` says what symbols stand for that did not come from `to_sympy`.
+    """
     done: dict[Symbolic, Expr] = {}
     stack: list[Symbolic] = [expression]
     while stack:
@@ -163,15 +171,16 @@ def from_sympy(expression: Symbolic) -> Expr:
         waiting = [a for a in operands if a not in done]
         stack.extend(reversed(waiting))
         if not waiting:
-            done[stack.pop()] = _back(node, [done[a] for a in operands])
+            done[stack.pop()] = _back(node, [done[a] for a in operands], known)
     return done[expression]
 
 
-def _back(node: Symbolic, args: list[Expr]) -> Expr:
-    if isinstance(node, sympy.Symbol):
-        name, mark, axes = node.name.rpartition("@")
-        if mark:
-            return var(name, Axis(int(axes)))
+def _back(node: Symbolic, args: list[Expr], known: Mapping[str, Expr]) -> Expr:
+    if isinstance(node, sympy.Symbol) and node.name in known:
+        return known[node.name]
+    if isinstance(node, sympy.Symbol) and "@" in node.name:
+        name, _, axes = node.name.rpartition("@")
+        return var(name, Axis(int(axes)))
     if isinstance(node, (sympy.Number, sympy.NumberSymbol)):
         return const(float(node))
     if isinstance(node, sympy.Add):
@@ -236,7 +245,7 @@ def _power(base: Expr, exponent: Expr) -> Expr:
             return call("pow", base, exponent)
 
 
-# --- derivatives -------------------------------------------------------------------------------------
+# --- derivatives ------------------------------------------------------------------------------
 
 
 @cache
@@ -261,79 +270,80 @@ def _as_expr(value: Expr | float) -> Expr:
     return const(value) if isinstance(value, int | float) else value
 
 
-# --- sharing -----------------------------------------------------------------------------------------
+# --- sharing ----------------------------------------------------------------------------------
 
 SHARE_NODES = 300
-"""What has more nodes is not searched: sympy's cse is quadratic in the terms of sums and products."""
+"""What has more nodes is left alone: sympy's cse is quadratic in the terms of sums and products."""
 
 
 def share(exprs: Sequence[Expr], budget: float = 0.1) -> list[Expr]:
-    """The same values from fewer nodes: parts that n-ary sums and products have in common.
+    """The same values from fewer nodes: what n-ary sums and products have in common.
 
-    ``a*b*c`` and ``a*c*d`` share ``a*c``, which two trees of binary nodes do not show. Whatever rounds
-    or overflows differently on ordinary numbers stays as it was, as does everything if sympy found
-    nothing or took longer than ``budget`` seconds.
+    ``a*b*c`` and ``a*c*d`` share ``a*c``, which trees of binary nodes do not show. An expression
+    that would round or overflow differently on ordinary numbers stays as it was, and all of them do
+    if sympy finds nothing or takes longer than ``budget`` seconds.
 
     >>> a, b, c, d = map(var, "abcd")
-    >>> [e.args[0] is a * c for e in share([a * b * c, a * c * d])]
+    >>> [a * c in children(e) for e in share([a * b * c, a * c * d])]
     [True, True]
     """
     before = list(exprs)
-    if len(postorder(before)) > SHARE_NODES:
+    size = len(postorder(before))
+    if size > SHARE_NODES:
         return before
     start = time.thread_time()
     after = _rebuild(before)
-    if time.thread_time() - start > budget:
-        return before
-    points = probes((v.name for v in variables(before)), wide=False)
-    chosen = [new if _same(old, new, points) else old for old, new in zip(before, after)]
-    return chosen if len(postorder(chosen)) < len(postorder(before)) else before
+    late = time.thread_time() - start > budget
+    chosen = [new if _agree(old, new) else old for old, new in zip(before, after, strict=True)]
+    return before if late or len(postorder(chosen)) >= size else chosen
 
 
-def _same(old: Expr, new: Expr, points: Mapping[str, Any]) -> bool:
-    return old is new or guard(old, new, points)
+def _agree(old: Expr, new: Expr) -> bool:
+    """Whether two expressions agree on ordinary numbers, whatever their statistics are."""
+    order = postorder([old, new])
+    names = {e: var(f"statistic {i}") for i, e in enumerate(order) if isinstance(e, Reduce)}
+    old, new = rewrite([old, new], lambda e: names[e] if isinstance(e, Reduce) else e)
+    return guard(old, new, probes((v.name for v in variables([old, new])), wide=False))
 
 
 def _rebuild(exprs: Sequence[Expr]) -> list[Expr]:
-    """Expressions after sympy's cse of their arithmetic, to which functions are symbols."""
-    functions = [e for e in postorder(exprs) if isinstance(e, Call) and e.fn not in _ARITHMETIC]
-    forms = _Arithmetic(functions)
-    roots = [arg for node in functions for arg in node.args] + list(exprs)
-    shared, reduced = sympy.cse([forms.of(root) for root in roots], sympy.numbered_symbols("part"))
+    """Expressions after sympy's cse of their arithmetic, to which all else is a symbol."""
+    opaque = [e for e in postorder(exprs) if _is_opaque(e)]
+    roots = [arg for e in opaque if isinstance(e, Call) for arg in e.args] + list(exprs)
+    names = sympy.numbered_symbols("part")
+    shared, reduced = sympy.cse(_arithmetic(roots, opaque), names)
     known: dict[str, Expr] = {}
     results = iter(reduced)
 
     def back() -> Expr:
-        # What a result needs is known by now: the functions in it came before it.
         for symbol, form in list(shared):
-            if all(str(s) in known for s in form.free_symbols if "@" not in str(s)):
+            needed = {str(s) for s in form.free_symbols if "@" not in str(s)}
+            if needed <= known.keys():
                 known[str(symbol)] = from_sympy(form, known)
                 shared.remove((symbol, form))
         return from_sympy(next(results), known)
 
-    for place, node in enumerate(functions):
-        known[f"call{place}"] = call(node.fn, *[back() for _ in node.args])
+    for i, e in enumerate(opaque):  # operands come before their users, so all they need is known
+        known[f"opaque{i}"] = call(e.fn, *[back() for _ in e.args]) if isinstance(e, Call) else e
     return [back() for _ in exprs]
 
 
-class _Arithmetic:
-    """Sums and products as n-ary as they can be, over symbols for everything else."""
+def _is_opaque(expr: Expr) -> bool:
+    return isinstance(expr, Reduce) or (isinstance(expr, Call) and expr.fn not in COMPOSED)
 
-    def __init__(self, functions: Sequence[Expr]) -> None:
-        self._done = {e: sympy.Symbol(f"call{place}") for place, e in enumerate(functions)}
 
-    def of(self, expr: Expr) -> Symbolic:
-        for node in postorder([expr]):
-            if node not in self._done:
-                self._done[node] = self._flat(node)
-        return self._done[expr]
-
-    def _flat(self, node: Expr) -> Symbolic:
+def _arithmetic(roots: Sequence[Expr], opaque: Sequence[Expr]) -> list[Symbolic]:
+    """Sums and products as n-ary as they can be."""
+    done: dict[Expr, Symbolic] = {e: sympy.Symbol(f"opaque{i}") for i, e in enumerate(opaque)}
+    for node in postorder(roots):
         match node:
+            case _ if node in done:
+                pass
             case Call("add" | "mul" as fn, (a, b)):
-                head = HEADS[fn]
-                return _raw(head, *_spine(head, self._done[a]), *_spine(head, self._done[b]))
+                head = NATIVE[fn]
+                done[node] = _raw(head, *_spine(head, done[a]), *_spine(head, done[b]))
             case Call(fn, args):
-                return COMPOSED[fn](*(self._done[arg] for arg in args))
+                done[node] = COMPOSED[fn](*(done[arg] for arg in args))
             case _:
-                return to_sympy(node)
+                done[node] = to_sympy(node)
+    return [done[root] for root in roots]

@@ -1,9 +1,9 @@
 """Canonical: equal layers get equal text.
 
-After `simplify`, sums, products and symmetric functions are put into one order, and what spells out a
-named statistic gets its name. That is a name for the layer: it may round differently (``a + b + c`` and
-``c + b + a``), so it is never on the way to a kernel. The order is our own, because sympy's evaluates
-``x - x`` and ``0*x`` on the way and so loses NaN. Nothing is cancelled here either.
+After `simplify`, sums, products and symmetric functions are put into one order, and what spells out
+a named statistic gets its name. That is a name for the layer: it may round otherwise (``a + b + c``
+and ``c + b + a``), so it is never on the way to a kernel. The order is our own, because sympy's
+evaluates ``x - x`` and ``0*x`` on the way and so loses NaN. Nothing is cancelled here either.
 """
 
 from __future__ import annotations
@@ -64,11 +64,11 @@ def _rule(order: Order) -> Callable[[Expr], Expr]:
     return lambda node: _name_statistic(order.place(simplify_node(node)))
 
 
-# --- named statistics --------------------------------------------------------------------------------
+# --- named statistics -------------------------------------------------------------------------
 
 
 def _name_statistic(node: Expr) -> Expr:
-    """``sqrt(group_var(x) + eps)`` is ``group_std(x)``: what a surface row lowers to is that row."""
+    """``sqrt(group_var(x) + eps)`` is ``group_std(x)``: what a row lowers to is that row."""
     match node:
         case Reduce(_, over, _) | Call(_, (Reduce(_, over, _), *_)):
             pass
@@ -102,7 +102,7 @@ def _spelled_out(over: Axis) -> Sequence[tuple[str, Expr]]:
     return patterns
 
 
-# --- the last word -----------------------------------------------------------------------------------
+# --- the last word ----------------------------------------------------------------------------
 
 
 def _same(before: Sequence[Expr], after: Sequence[Expr]) -> bool:

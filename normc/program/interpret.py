@@ -65,7 +65,7 @@ CORE: dict[str, Callable[..., Array]] = {
 """Every core function in numpy."""
 
 
-# --- evaluation --------------------------------------------------------------------------------------
+# --- evaluation -------------------------------------------------------------------------------
 
 
 def evaluate(expr: Expr, env: Env, dtype: type = np.float64, sizes: Sequence[int] = ()) -> Array:
@@ -135,7 +135,7 @@ def _reduce(node: Reduce, value: Array, dtype: type, sizes: Sequence[int]) -> Ar
     return evaluate(row.finish(state, COUNT), block, dtype)
 
 
-# --- comparison --------------------------------------------------------------------------------------
+# --- comparison -------------------------------------------------------------------------------
 
 _SPECIAL = (0.0, -0.0, 1.0, -1.0, 0.5, -2.0, 1e-40, -1e-20, 100.0, -100.0, 1e4, -1e30, 3e38)
 _NOT_FINITE = (math.nan, math.inf, -math.inf)
@@ -160,6 +160,7 @@ def _points(k: int, wide: bool) -> Array:
     if k <= 2:
         blocks.append(np.array(list(product(special, repeat=k))).T.reshape(k, -1))
     blocks.append(random.choice(special, size=(k, 128)))
+    blocks.append(_cancelling(random.normal(size=(k, 48)), random))
     single = random.normal(size=(k, 96))  # one special value among ordinary ones
     if k:
         single[random.integers(k, size=96), np.arange(96)] = random.choice(special, size=96)
@@ -172,12 +173,21 @@ def _points(k: int, wide: bool) -> Array:
     return points
 
 
+def _cancelling(values: Array, random: np.random.Generator) -> Array:
+    """One value in every column nearly minus the sum of the others."""
+    k, count = values.shape
+    if k > 1:
+        place = random.integers(k, size=count), np.arange(count)
+        values[place] -= values.sum(axis=0) * (1 + 1e-3 * random.normal(size=count))
+    return values
+
+
 def guard(before: Expr, after: Expr, points: Env | None = None, signed_zeros: bool = False) -> bool:
     """Whether ``after`` may replace ``before``: in float32 and float64 alike, at every probe point,
     both are the same NaN or infinity or differ by at most 4 ulp.
 
-    Neither may hold statistics. With ``signed_zeros`` also the sign of zeros has to agree, so that the
-    replacement is safe below a division.
+    Neither may hold statistics. With ``signed_zeros`` also the signs of zeros have to agree, so that
+    the replacement is safe below a division.
     """
     if points is None:
         points = probes(v.name for v in variables([before, after]))

@@ -1,7 +1,7 @@
 """Ordering: sums, products and symmetric functions with their operands in one order.
 
-A sum is taken apart into numbers of terms, a product into a number and factors above and below; both
-are put together again, fine terms and coarse factors first: ``2*gamma*x/std + x - mean + beta + 1``.
+A sum is taken apart into numbers of terms, a product into a number and factors above and below;
+both are put together again, fine terms and coarse factors first: ``2*gamma*x/std + x - mean + 1``.
 Nothing is cancelled: ``x - x`` and ``x/x`` stay, for they may be NaN.
 """
 
@@ -57,7 +57,7 @@ def _product(expr: Expr) -> _Product:
 
 
 def _number(value: Fraction) -> tuple[Expr, Expr]:
-    """A positive number as a legal constant over a whole one: 2/3 stays a fraction, 1/4 does not."""
+    """A positive number as a legal constant over a whole one: 2/3 stays so, 1/4 is 0.25 over 1."""
     over, under = value, 1
     if value.denominator & (value.denominator - 1) and value.denominator <= 1_000_000:
         over, under = Fraction(value.numerator), value.denominator

@@ -1,8 +1,8 @@
 """Simplify: rewrites that change nothing, from one table.
 
 Every rule has to pass `guard` before it is ever used, with the sign of zeros, so that no rewrite
-changes a NaN, an infinity or more than a few ulp, and any number of them may be combined. Candidates
-such as ``x/x`` to 1 or ``sqrt(x)**2`` to x fail it; sympy would apply them without asking.
+changes a NaN, an infinity or more than a few ulp, and any number of them may be combined.
+Candidates such as ``x/x`` to 1 or ``sqrt(x)**2`` to x fail it; sympy applies them without asking.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ PLACEHOLDERS = ("?a", "?b")
 _a, _b = map(var, PLACEHOLDERS)
 
 RULES: tuple[tuple[Expr, Expr], ...] = (
-    (-(-_a), _a),
+    (call("neg", -_a), _a),
     (_a * 1, _a),
     (_a / 1, _a),
     (_a - 0, _a),

@@ -87,6 +87,9 @@ def _sum(node: Call) -> Expr:
         return a
     if isinstance(a, Const) and a.value == 0:
         return product(factors(-b)) if minus else b
+    like = _like_terms(a, b, -1 if minus else 1)
+    if like is not None:
+        return like
     if isinstance(b, Call) and b.fn == "neg":
         return call("add" if minus else "sub", a, b.args[0])
     if isinstance(b, Const) and b.value < 0:
@@ -94,6 +97,15 @@ def _sum(node: Call) -> Expr:
     if not minus and isinstance(a, Call) and a.fn == "neg":
         return call("sub", b, a.args[0])
     return node
+
+
+def _like_terms(a: Expr, b: Expr, sign: int) -> Expr | None:
+    """``2*e + 3*e`` as ``5*e``, unless nothing would be left: ``e - e`` keeps its NaN."""
+    left, right = factors(a), factors(b)
+    coefficient = left.coefficient + sign * right.coefficient
+    if (left.over, left.under) != (right.over, right.under) or coefficient == 0 or not left.over:
+        return None
+    return product(Factors(coefficient, left.over, left.under))
 
 
 def _power(node: Call) -> Expr:

@@ -342,7 +342,15 @@ GENERATED = {
         *("x" + "²" * 4_000, "x" + "+x" * 3_000, "+".join(f"a{i}" for i in range(800))),
         *("+".join(f"{i}*x" for i in range(600)), "x" + "-1" * 2_000, "x" + "*2+1" * 900),
         *("x" + "/v" * 2_000, "-√" * 2_000 + "x", "x" + "+1" * 200, "x" * 4_096, "x " * 2_000),
-        *("x," * 2_000 + "x", "x;" * 2_000 + "x", "x\n" * 2_000, "h=x;" * 1_000 + "h", "," * 4_000),
+        *(
+            "x," * 2_000 + "x",
+            "max(" + "x," * 2_000 + "x)",
+            "mean[" + "n," * 2_000 + "n](x)",
+            "x;" * 2_000 + "x",
+            "x\n" * 2_000,
+            "h=x;" * 1_000 + "h",
+            "," * 4_000,
+        ),
         *("param v;" * 500 + "v", "input r;" * 500 + "r", ";" * 4_096, "\n" * 100_000, " " * 4_096),
         *("h0=x*x;" + "".join(f"h{i + 1}=h{i}*h{i};" for i in range(300)) + "h300",),
         *("".join(f"h{i}=x**h;" for i in range(400)) + "x",),
@@ -443,15 +451,16 @@ def test_hostile(kind, text):
 
 
 def seconds(text):
-    start = time.perf_counter()
+    """Processor time, which does not depend on what else the machine is doing."""
+    start = time.thread_time()
     refuse(text)
-    return time.perf_counter() - start
+    return time.thread_time() - start
 
 
 def test_the_largest_legal_formulas_are_quick_too():
     terms = "+".join(f"({'+'.join(f'{i}*x' for i in range(n, n + 12))})" for n in range(0, 84, 12))
     chains = "\n".join(["h0 = x + v", *(f"h{i + 1} = h{i}*h{i} + {i}" for i in range(40)), "h40"])
     for text in (terms, chains, "-" * 99 + "x", "(" * 64 + "x" + ")" * 64, "x" + "+x" * 90):
-        start = time.perf_counter()
+        start = time.thread_time()
         parse(text)
-        assert time.perf_counter() - start < MILLISECONDS / 1000
+        assert time.thread_time() - start < MILLISECONDS / 1000

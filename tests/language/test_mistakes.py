@@ -128,7 +128,7 @@ def test_slip(text):
 
 def test_every_error_is_told_quickly():
     error_of("2x")  # the examples are parsed once
-    start = time.perf_counter()
+    start = time.thread_time()
     for _, example in ROWS:
         error_of(example)
-    assert (time.perf_counter() - start) / len(ROWS) < 0.01
+    assert (time.thread_time() - start) / len(ROWS) < 0.01

@@ -276,7 +276,7 @@ LIMITS = {
         ";".join(f"param a{i}" for i in range(17)) + "; x",
         "16 parameters",
     ),
-    "results": (",".join("x" * 16), ",".join("x" * 17), "16 results"),
+    "results": (",".join("x" * 16), ",".join("x" * 17), "at most 16 results"),
     "depth": ("-" * 99 + "x", "-" * 100 + "x", "100 operations deep"),
     "depth through names": (
         "\n".join(["a0 = exp(x)", *(f"a{i + 1} = exp(a{i})" for i in range(98)), "a98"]),

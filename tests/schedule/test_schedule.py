@@ -1,0 +1,100 @@
+"""Schedules: which kernels, which grids, which sweeps; for any formula, in both memory orders."""
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+import normc
+from normc.language.axes import FULL, NONE, Axis
+from normc.pipeline import programs
+from normc.program.program import tensors
+from normc.schedule.schedule import CHANNELS_FIRST, CHANNELS_LAST, schedule
+from tests.properties.formulas import formulas
+
+ORDERS = {"channels_first": CHANNELS_FIRST, "channels_last": CHANNELS_LAST}
+
+
+def both(text):
+    f = normc.parse(text)
+    wrt = ("x", *(i.name for i in f.inputs), *(p.name for p in f.params))
+    found = programs(f.definition, wrt)
+    return [p for p in (found.forward, found.backward) if p is not None]
+
+
+def legal(plan):
+    """Everything a plan promises its backends."""
+    stored: dict[str, str] = {}
+    for kernel in plan.kernels:
+        own: set[str] = set()
+        for sweep in kernel.sweeps:
+            assert not sweep.rows & sweep.cols and not (sweep.rows | sweep.cols) & kernel.grid
+            reach = kernel.grid | sweep.rows | sweep.cols
+            for v in tensors(sweep.exprs):
+                known = stored.get(v.name)
+                inputs = {i.name for i in plan.program.inputs}
+                assert v.name in inputs or v.name in own or known, f"{v.name} is read too early"
+                assert not v.axes & ~reach
+            for v in sweep.stores:
+                assert v.name not in stored, f"{v.name} is stored twice"
+                assert not kernel.grid & ~v.axes, f"{v.name} is stored by several instances"
+                stored[v.name] = kernel.name
+            for fold in sweep.folds:
+                assert all(s.over == sweep.cols and s.kept == kernel.grid | sweep.rows
+                           for s in fold.stats)  # fmt: skip
+            own |= {v.name for v in sweep.stores}
+    wanted = {s.name for s in plan.program.stats} | {o.name for o in plan.program.outputs}
+    assert set(stored) == wanted
+    # what an instance reads of its own kernel's statistics, it has computed itself
+    for kernel in plan.kernels:
+        mine = {v.name for s in kernel.sweeps for v in s.stores}
+        for sweep in kernel.sweeps:
+            assert all(not kernel.grid & ~v.axes for v in sweep.reads if v.name in mine)
+
+
+@pytest.mark.parametrize("order", ORDERS.values(), ids=ORDERS)
+@pytest.mark.parametrize("name", list(normc.zoo))
+def test_zoo_plans_are_legal(name, order):
+    for program in both(normc.zoo[name].text):
+        legal(schedule(program, order))
+
+
+@given(formulas(), st.sampled_from(list(ORDERS.values())))
+def test_random_plans_are_legal(text, order):
+    for program in both(text):
+        legal(schedule(program, order))
+
+
+@pytest.mark.parametrize(
+    "name, grids",
+    [
+        ("evonorm_s0", [Axis.N | Axis.G]),
+        ("batch_norm", [Axis.G | Axis.K]),
+        ("evonorm_b0", [Axis.G | Axis.K]),
+        ("layer_norm_tokens", [Axis.N | Axis.S]),
+        ("dyt", [Axis.N | Axis.G | Axis.K]),
+    ],
+)
+def test_forward_grids(name, grids):
+    forward = both(normc.zoo[name].text)[0]
+    assert [k.grid for k in schedule(forward).kernels] == grids
+
+
+def test_parameter_gradients_ride_in_the_main_kernel_as_partial_sums():
+    backward = both("x/group_rms(x)*gamma + beta")[1]
+    plan = schedule(backward)
+    assert [k.grid for k in plan.kernels] == [Axis.N | Axis.G, Axis.G | Axis.K]
+    main, finish = plan.kernels
+    assert "x" in {v.name for v in main.reads} and "x" not in {v.name for v in finish.reads}
+
+
+def test_a_statistic_over_everything_leaves_the_apply_pass_parallel():
+    plan = schedule(both("x/all_rms(x)")[0])
+    assert [k.grid for k in plan.kernels] == [NONE, FULL & ~Axis.S]
+
+
+@pytest.mark.parametrize("order", ORDERS.values(), ids=ORDERS)
+@pytest.mark.parametrize("name", ["evonorm_s0", "evonorm_b0", "add_rms_norm"])
+def test_golden_plans(name, order, golden):
+    label = next(k for k, v in ORDERS.items() if v == order)
+    text = "\n\n".join(schedule(p, order).show() for p in both(normc.zoo[name].text))
+    golden(f"{name}_{label}", text + "\n")
