@@ -1,8 +1,8 @@
 """Configuration: every environment variable of normc in one table, read when asked for.
 
-Each variable has three faces: ``NORMC_DEBUG=4`` in the environment, ``with config.override(debug=4):``
-around a piece of code (per thread and task), and the default of its row. The table is capped at eight
-rows; docs/environment.md is printed from it.
+Each variable has three faces: ``NORMC_DEBUG=4`` in the environment, ``with override(debug=4):``
+around a piece of code (per thread and task), and the default of its row. The table is capped at
+eight rows; docs/environment.md is printed from it.
 """
 
 from __future__ import annotations
@@ -73,7 +73,7 @@ TABLE = (
         "NORMC_CACHE",
         "1",
         "0 or 1",
-        "Keep compiled kernels between processes; 0 uses a private folder that ends with the process.",
+        "Keep compiled kernels between processes; 0 gives each process a folder that ends with it.",
         _switch,
     ),
     Variable(
@@ -197,7 +197,7 @@ _HEAD = [
 
 _FOREIGN_HEAD = [
     "",
-    "Within a piece of code, `with normc.config.override(debug=4):` does the same for the code inside.",
+    "`with normc.config.override(debug=4):` does the same for the code inside it, in one thread.",
     "An empty variable counts as unset.",
     "",
     "Variables of other tools that normc reads:",

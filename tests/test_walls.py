@@ -62,7 +62,7 @@ DOTTED = {
 LOADERS = {"spec_from_file_location", "exec_module", "SourceFileLoader"}
 
 
-# --- reading a tree ---------------------------------------------------------------------------------
+# --- reading a tree -------------------------------------------------------------------------------
 
 
 def sources(root: Path) -> Iterator[tuple[str, str]]:
@@ -111,7 +111,7 @@ def _called(node: ast.Call) -> str:
 
 
 def _dotted(node: ast.AST) -> str:
-    """``a.b.c`` for a name with attributes; what is before an attribute of something else is ``?``."""
+    """``a.b.c`` for a name with attributes; anything else in the place of the name is ``?``."""
     match node:
         case ast.Name(id=name):
             return name
@@ -140,7 +140,7 @@ def _home(name: str) -> str:
     return "normc" if parts[1] == "__init__" else parts[1]
 
 
-# --- the rules --------------------------------------------------------------------------------------
+# --- the rules ------------------------------------------------------------------------------------
 
 
 def arrows(root: Path) -> Iterator[str]:
@@ -242,7 +242,7 @@ def test_the_house_is_there() -> None:
     assert len(list(imports(ROOT))) > 100
 
 
-# --- planted violations -----------------------------------------------------------------------------
+# --- planted violations ---------------------------------------------------------------------------
 
 LONG = "def f():\n" + "    pass\n" * 60
 
@@ -271,7 +271,12 @@ PLANTED: list[tuple[Rule, str, str, str]] = [
     (arrows, "grammar/__init__.py", "from normc.errors import E", "may not import errors"),
     (arrows, "normc/utils.py", "", "no room of the house"),
     (doors, "normc/program/a.py", "import sympy", "sympy is imported in"),
-    (doors, "normc/program/a.py", "def f():\n    from sympy.core import Add", "sympy is imported in"),
+    (
+        doors,
+        "normc/program/a.py",
+        "def f():\n    from sympy.core import Add",
+        "sympy is imported in",
+    ),
     (doors, "normc/language/a.py", "from lark import Lark", "lark is imported in"),
     (doors, "normc/ops/a.py", "import triton.language as tl", "triton is imported in"),
     (doors, "normc/ops/a.py", "importlib.import_module('triton')", "triton is imported in"),
@@ -344,7 +349,7 @@ def test_what_is_allowed_is_not_found(tmp_path: Path, rule: Rule, name: str, tex
     assert list(rule(_plant(tmp_path, name, text))) == []
 
 
-# --- what is shipped --------------------------------------------------------------------------------
+# --- what is shipped ------------------------------------------------------------------------------
 
 
 def test_every_package_is_shipped() -> None:

@@ -4,11 +4,11 @@
     passes   error <= TOLERANCE[dtype]                          rule "tolerance"
           or error <= FACTOR * the formula's own noise          rule "eager"
 
-The noise is the error of plain torch in the same dtype or, if that is larger (in float64 plain torch is
-the oracle), how far the oracle moves when its inputs move by one unit in the last place. It matters for
-ill-conditioned formulas alone. NaN and infinities have to be where the oracle has them. A gradient that
-is zero to rounding is judged as if it were 1 large, as cotangents are; and where a statistic has a single
-element, so that terms of size 1/sqrt(eps) cancel, their rounding is part of the noise.
+The noise is the error of plain torch in the same dtype or, if that is larger (in float64 plain
+torch is the oracle), how far the oracle moves when its inputs move by one unit in the last place.
+It matters for ill-conditioned formulas alone. A gradient that is zero to rounding is judged as if
+it were 1 large, as cotangents are; where a statistic has a single element, so that terms of size
+1/sqrt(eps) cancel, their rounding is noise too. NaN and infinities have to be the oracle's.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ import math
 import random
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, cast
 
 import torch
 from torch import Tensor
@@ -105,13 +105,14 @@ class Error:
 
     @property
     def rule(self) -> Rule:
-        """By which rule it is judged: noise is looked at only where the tolerance is exceeded."""
+        """By which rule it is judged: the noise counts only where the tolerance is exceeded."""
         return "tolerance" if self.error <= self.tolerance else "eager"
 
     @property
     def limit(self) -> float:
         """The largest error that the rule allows."""
-        return self.tolerance if self.rule == "tolerance" else max(self.tolerance, FACTOR * self.noise)
+        excused = FACTOR * self.noise if self.rule == "eager" else 0.0
+        return max(self.tolerance, excused)
 
     @property
     def ok(self) -> bool:
@@ -144,7 +145,7 @@ def cases(
 def _shape(layout: Layout, chance: random.Random) -> tuple[tuple[int, ...], int]:
     """A shape small enough to be quick, with odd sizes, and a group count that divides it."""
     groups, inside = chance.choice((1, 2, 3, 4)), chance.choice((2, 3, 4, 5, 7))
-    sizes = [chance.choice((2, 3, 5, 6)), *(chance.choice((2, 3, 5, 8, 9)) for _ in range(layout.rank - 2))]
+    sizes = [chance.choice((2, 3, 5, 8, 9)) for _ in range(layout.rank - 1)]
     sizes.insert(layout.channel_dim % layout.rank, groups * inside)
     return tuple(sizes), groups
 
@@ -207,7 +208,7 @@ def gradients(
     """The results of a call, ``y`` or ``y0, y1, ...``, and ``d_`` of everything it was given."""
     leaves = {name: t.detach().requires_grad_() for name, t in given.items()}
     value = call(**leaves)
-    results: tuple[Tensor, ...] = value if isinstance(value, tuple) else (value,)
+    results = cast(tuple[Tensor, ...], value if isinstance(value, tuple) else (value,))
     pairs = [(y, d) for y, d in zip(results, cotangents, strict=True) if y.requires_grad]
     found = torch.autograd.grad(
         [y for y, _ in pairs],

@@ -1,13 +1,12 @@
 """The cache: compiled artefacts on disk, found again by what they were made from.
 
-An entry is a folder named by its key. It holds its files and a manifest with the sha256 of each; it
-appears by one rename of a whole folder, so a reader sees all of it or nothing, and it is verified each
-time it is asked for. The folder of all entries belongs to the user alone. Nothing is ever unpickled.
+An entry is a folder named by its key. It holds its files and a manifest with the sha256 of each. It
+appears by one rename of a whole folder, so a reader sees all of it or nothing, and it is verified
+each time it is asked for. The folder of all entries is the user's alone. Nothing is ever unpickled.
 """
 
 from __future__ import annotations
 
-import atexit
 import errno
 import hashlib
 import json
@@ -21,6 +20,7 @@ import time
 from collections.abc import Callable, Generator, Mapping
 from contextlib import contextmanager
 from functools import cache as once
+from multiprocessing.util import Finalize
 from pathlib import Path
 from typing import Any, cast
 
@@ -232,11 +232,7 @@ def _named(root: Path) -> Generator[None, None, None]:
 @once
 def _private(process: int) -> Path:
     """A folder for one process, removed at its end; a forked child makes its own."""
-    folder = Path(tempfile.mkdtemp(prefix="normc-"))
-    atexit.register(_remove, process, folder)
+    folder = Path(tempfile.mkdtemp(prefix=f"normc-{process}-"))
+    # Unlike atexit, this runs at the end of multiprocessing's children too, and in its process only.
+    Finalize(None, shutil.rmtree, args=(folder,), kwargs={"ignore_errors": True}, exitpriority=0)
     return folder
-
-
-def _remove(process: int, folder: Path) -> None:
-    if os.getpid() == process:
-        shutil.rmtree(folder, ignore_errors=True)

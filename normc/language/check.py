@@ -61,10 +61,10 @@ def text(formula: str) -> str:
 
 
 def _describe(character: str) -> str:
-    name = unicodedata.name(character, "a control character")
+    name = unicodedata.name(character, "no name")
     plain = unicodedata.normalize("NFKC", character).translate(_LOOKALIKES)
     known = len(plain) == 1 and plain.isascii() and plain.isprintable()
-    hint = f"; did you mean the ASCII `{plain}`?" if known else ""
+    hint = f"; did you mean `{plain}`?" if known else ""
     return f"U+{ord(character):04X} ({name}) is not a character of formulas{hint}"
 
 
@@ -156,7 +156,7 @@ class Meter:
     def _exponent(self, exponent: Expr, at: int) -> None:
         if isinstance(exponent, Const):
             value = exponent.value
-            if value.is_integer() and value > EXPONENT:
+            if value.is_integer() and abs(value) > EXPONENT:
                 raise FormulaError(f"an integer exponent is at most {EXPONENT}", position=at)
         elif self._facts.get(exponent, _Facts()).power:
             raise FormulaError("an exponent cannot contain another power", position=at)

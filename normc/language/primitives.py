@@ -59,8 +59,8 @@ def _fn(name: str) -> Callable[..., Expr]:
 _abs, _sign, _exp, _log, _sqrt = map(_fn, ("abs", "sign", "exp", "log", "sqrt"))
 _tanh, _erf, _sin, _cos, _max, _min = map(_fn, ("tanh", "erf", "sin", "cos", "max", "min"))
 _where, _lt, _le, _gt, _ge, _eq = map(_fn, ("where", "lt", "le", "gt", "ge", "eq"))
-_sigmoid, _softplus, _log1p, _expm1, _pow = map(
-    _fn, ("sigmoid", "softplus", "log1p", "expm1", "pow")
+_sigmoid, _softplus, _log1p, _expm1, _pow, _rsqrt = map(
+    _fn, ("sigmoid", "softplus", "log1p", "expm1", "pow", "rsqrt")
 )
 
 _SELU_SCALE, _SELU_ALPHA = 1.0507009873554805, 1.6732632423543772
@@ -93,8 +93,13 @@ def _gelu_tanh_slope(x: Expr) -> Expr:
     return 0.5 * (1 + t) + 0.5 * x * (1 - t * t) * (_GELU_C * (1 + 3 * 0.044715 * x * x))
 
 
-def _signed_pow_slope(x: Expr, y: Expr) -> Expr:
+def _pow_slope_base(x: Expr, y: Expr) -> Expr:
     return _where(_eq(y, 0), 0, y * _pow(x, y - 1))
+
+
+def _pow_slope_exponent(x: Expr, y: Expr) -> Expr:
+    slope = _pow(x, y) * _log(x)
+    return _where(_eq(x, 0), _where(_ge(y, 0), 0, slope), slope)
 
 
 _ROWS = (
@@ -118,8 +123,8 @@ _ROWS = (
         "x y",
         lambda t, x, y: t.pow(x, y),
         derivative=(
-            _signed_pow_slope,
-            lambda x, y: _where(_eq(x, 0), 0, _pow(x, y) * _log(x)),
+            _pow_slope_base,
+            _pow_slope_exponent,
         ),
         probe=_POSITIVE,
         doc="x ** y",
@@ -200,7 +205,7 @@ _ROWS = (
         ("x",),
         lambda t, x: t.rsqrt(x),
         lambda x: 1 / _sqrt(x),
-        (lambda x: -0.5 / (_sqrt(x) * x),),
+        (lambda x: -0.5 * (_rsqrt(x) * _rsqrt(x) * _rsqrt(x)),),
         probe=_POSITIVE,
         doc="1 / sqrt(x)",
     ),
@@ -266,7 +271,7 @@ _ROWS = (
         (
             lambda x, lo, hi: _where(_ge(x, lo), _where(_le(x, hi), 1, 0), 0),
             lambda x, lo, hi: _where(_lt(lo, hi), _where(_lt(x, lo), 1, 0), 0),
-            lambda x, lo, hi: _where(_gt(x, hi), 1, _where(_ge(lo, hi), 1, 0)),
+            lambda x, lo, hi: _where(_gt(x, hi), 1, _where(_gt(lo, hi), 1, 0)),
         ),
         doc="x clipped to [lo, hi]",
     ),
@@ -299,7 +304,7 @@ _ROWS = (
     Primitive(
         "softplus",
         ("x",),
-        lambda t, x: t.nn.functional.softplus(x, threshold=1e4),
+        lambda t, x: t.nn.functional.softplus(x, threshold=40),
         lambda x: _max(x, 0) + _log1p(_exp(-_abs(x))),
         (lambda x: _sigmoid(x),),
         doc="log(1 + exp(x)), without overflow",

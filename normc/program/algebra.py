@@ -42,6 +42,8 @@ from normc.language.primitives import PRIMITIVES
 from normc.program.canonical import canonical as canonical
 from normc.program.interpret import guard as guard
 from normc.program.interpret import probes
+from normc.program.latex import latex as latex
+from normc.program.latex import latex_definition as latex_definition
 from normc.program.simplify import simplify as simplify
 
 Symbolic = Any

@@ -4,8 +4,9 @@
     floor      every full-size tensor is read once and written once per plan, if used at all
     streaming  what the sweeps ask for when nothing stays in cache between two of them
 
-Small tensors (parameters, statistics, inputs over fewer axes) stay in cache within a sweep: each sweep
-that reads or stores one counts it once. They are named beside the multiples of A, and counted in bytes.
+Small tensors (parameters, statistics, inputs over fewer axes) stay in cache within a sweep: each
+sweep that reads or stores one counts it once. They are named beside the multiples of A, and counted
+in bytes.
 """
 
 from __future__ import annotations

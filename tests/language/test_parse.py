@@ -96,6 +96,7 @@ SPELLINGS = {
     "√x": "sqrt(x)",
     "√(x + v)*b": "sqrt(x + v)*b",
     "√x²": "sqrt(x)**2",
+    "√√x": "sqrt(sqrt(x))",
     "(x + v)³": "(x + v)**3",
     "σ(x)": "sigmoid(x)",
     "σ*x": "sigma*x",
@@ -349,6 +350,25 @@ RULES = {
 def test_rule(text):
     error = refused(text)
     assert (error.message, error.position) == RULES[text]
+
+
+FOREIGN = {
+    "а": ("U+0430 (CYRILLIC SMALL LETTER A)", "; did you mean `a`?"),
+    "ｘ": ("U+FF58 (FULLWIDTH LATIN SMALL LETTER X)", "; did you mean `x`?"),
+    "Α": ("U+0391 (GREEK CAPITAL LETTER ALPHA)", "; did you mean `A`?"),
+    "ж": ("U+0436 (CYRILLIC SMALL LETTER ZHE)", ""),
+    "\u200b": ("U+200B (ZERO WIDTH SPACE)", ""),
+    "\0": ("U+0000 (no name)", ""),
+    "\ud800": ("U+D800 (no name)", ""),
+}
+
+
+@pytest.mark.parametrize("character", FOREIGN, ids=ascii)
+def test_foreign_character(character):
+    error = refused(f"x + {character}")
+    name, hint = FOREIGN[character]
+    assert error.message == f"{name} is not a character of formulas{hint}"
+    assert error.position == 4
 
 
 def test_error_shows_the_place():

@@ -1,0 +1,59 @@
+"""Explain: what an op does with tensors like the one given, and what that costs."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from torch import Tensor
+
+from normc.backends.contract import Job
+from normc.backends.memory import strides_of
+from normc.formula import Formula
+from normc.language.axes import FULL, Axis
+from normc.language.geometry import Geometry, Groups
+from normc.pipeline import Target, jobs, programs
+from normc.schedule.cost import moved
+from normc.schedule.schedule import CHANNELS_FIRST, CHANNELS_LAST
+
+
+def explain(formula: Formula, x: Tensor, groups: Groups = "auto", channel_dim: int = 1) -> str:
+    """The programs and plans, forward and backward, for tensors like x, and the bytes they move.
+
+    Stable text; nothing is compiled or run. Raises `ShapeError` if x does not fit the groups.
+    """
+    geometry = Geometry.of(x.shape, groups, channel_dim)
+    sizes = ", ".join(f"{a.name}={n}" for a, n in zip(Axis, geometry.sizes(), strict=True))
+    dtype = str(x.dtype).removeprefix("torch.")
+    lines = [formula.shown, "", f"x {tuple(x.shape)} {dtype}: {sizes}"]
+    for job in all_jobs(formula, Target("torch", dtype, _order(x, geometry))):
+        lines += ["", *_explain_job(job, geometry, x.element_size())]
+    return "\n".join(lines)
+
+
+def all_jobs(formula: Formula, target: Target) -> list[Job]:
+    """The forward job, and the backward one for every gradient there is."""
+    wrt = ("x", *(i.name for i in formula.inputs), *(p.name for p in formula.params))
+    found = programs(formula.definition, wrt)
+    return jobs(formula.definition, formula.label, formula.text, found, target)
+
+
+def _explain_job(job: Job, geometry: Geometry, itemsize: int) -> Iterator[str]:
+    cost = moved(job.plan, job.dense)
+    yield f"--- {job.part}: {cost.show()}"
+    yield f"    {cost.show_bytes(geometry, itemsize)}"
+    yield "program"
+    yield from _indented(job.plan.program.show())
+    yield "plan"
+    yield from _indented(job.plan.show())
+
+
+def _indented(text: str) -> list[str]:
+    return [f"  {line}" for line in text.splitlines()]
+
+
+def _order(x: Tensor, geometry: Geometry) -> tuple[Axis, ...]:
+    """The order of axes in memory that the op would plan for."""
+    steps = strides_of(x, FULL, geometry) or strides_of(x.contiguous(), FULL, geometry)
+    assert steps is not None, "contiguous tensors have strides"
+    last = geometry.s == 1 or (geometry.channels > 1 and steps[2] < steps[3])
+    return CHANNELS_LAST if last else CHANNELS_FIRST

@@ -1,0 +1,96 @@
+"""Every formula of the zoo on every layout, value and all gradients, C and torch against the oracle."""
+
+import pytest
+
+import normc
+from normc.analysis.agreement import LAYOUTS, Case, cases, compare
+from normc.backends import contract
+from normc.pipeline import Target, sources
+
+README = "x*sigmoid(v*x)/group_std(x)*gamma + beta"
+TEXTS = {"readme": README} | {name: f.text for name, f in normc.zoo.items()}
+SHAPES = {2: (6, 24), 3: (3, 5, 24), 4: (3, 12, 7, 5), 5: (2, 8, 3, 2, 5)}
+
+CANCELLING = {"switchable_norm"}
+"""Rows with gradients (of logits) that cancel to a thousandth of their terms: judged, as plain rows of
+one element per channel are, against plain torch's own error in the same dtype."""
+
+pytestmark = pytest.mark.cpu
+
+
+def case_on(layout, dtype):
+    shape = list(SHAPES[layout.rank])
+    channels = max(shape[1:3]) if layout.rank == 3 else shape[1]
+    if layout.rank == 3 and layout.channel_dim == 1:
+        shape = [3, 24, 5]
+    return Case(layout, tuple(shape), 4 if channels % 4 == 0 else 1, dtype, 7)
+
+
+@pytest.mark.parametrize("dtype", ["float64", "float32"])
+@pytest.mark.parametrize("backend", ["c", "torch"])
+@pytest.mark.parametrize("name", TEXTS)
+def test_zoo_agrees_with_the_oracle(name, backend, dtype):
+    f = normc.parse(TEXTS[name])
+    for layout in LAYOUTS:
+        for error in compare(f, case_on(layout, dtype), backend):
+            assert error.ok, (layout.name, error)
+            if layout.rank > 2 and name not in CANCELLING:
+                assert error.rule == "tolerance", (layout.name, error)
+
+
+ODD = [(1, 1, 1, 1), (1, 3, 7, 1), (2, 7, 1, 127), (1, 2, 129, 1), (1, 1, 3, 1025), (3, 1, 1, 2049)]
+
+
+@pytest.mark.parametrize("shape", ODD, ids=str)
+@pytest.mark.parametrize("name", ["readme", "evonorm_b0", "group_norm", "grn", "add_rms_norm"])
+def test_odd_sizes(name, shape):
+    for layout in [x for x in LAYOUTS if x.rank == 4]:
+        for error in compare(TEXTS[name], Case(layout, shape, 1, "float64", 3), "c"):
+            assert error.ok, (layout.name, error)
+
+
+EVERY_SET = [
+    f"x*{axes}_{stat}(v*x) + {axes}_{stat}(x)"
+    for axes, stat in zip(
+        ["batch", "instance", "group", "layer", "channel", "batch_group", "all"] * 2,
+        ["var", "max", "l2", "min", "std", "absmax", "mean", "rms", "l1", "sum", "ms", "var", "l2", "max"],
+        strict=True,
+    )
+]
+
+
+@pytest.mark.parametrize("backend", ["c", "torch"])
+@pytest.mark.parametrize("text", EVERY_SET)
+def test_every_axis_set(text, backend):
+    for case in cases(seed=5, count=7, dtypes=["float64"]):
+        for error in compare(text, case, backend):
+            assert error.ok, (case.show(), error)
+
+
+def test_long_reductions_are_merged_accurately():
+    shape = (1, 2, 300, 301)
+    for text in ("(x - instance_mean(x))/instance_std(x)", "x*layer_sum(v*x)", "x/all_rms(x)"):
+        for error in compare(text, Case(LAYOUTS[0], shape, 1, "float32", 1), "c"):
+            assert error.ok and error.error < 2e-6, (text, error)
+
+
+def test_golden_c(golden):
+    f = normc.zoo["evonorm_s0"]
+    found = sources(f.definition, f.label, f.text, ("x", "v", "gamma", "beta"), Target("c", "float32"))
+    golden("evonorm_s0", "\n".join(source.text for _, source in found))
+
+
+def test_backends_are_found_by_name_and_say_why_they_cannot():
+    assert {contract.find(name).name for name in ("c", "torch")} == {"c", "torch"}
+    assert "not on cuda" in contract.find("c").why_not("float32", "cuda")
+    assert not contract.find("torch").why_not("bfloat16", "meta")
+
+
+def test_without_a_compiler_auto_falls_back_to_torch(monkeypatch):
+    from normc.backends import c
+    from normc.ops import op
+
+    monkeypatch.setattr(c, "compiler", lambda: None)
+    op._why_not.cache_clear()
+    assert op.choose("auto", "float32", "cpu") == "torch"
+    op._why_not.cache_clear()
