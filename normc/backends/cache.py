@@ -233,6 +233,6 @@ def _named(root: Path) -> Generator[None, None, None]:
 def _private(process: int) -> Path:
     """A folder for one process, removed at its end; a forked child makes its own."""
     folder = Path(tempfile.mkdtemp(prefix=f"normc-{process}-"))
-    # Unlike atexit, this runs at the end of multiprocessing's children too, and in its process only.
+    # Unlike atexit, it runs at the end of multiprocessing's children, and in this process only.
     Finalize(None, shutil.rmtree, args=(folder,), kwargs={"ignore_errors": True}, exitpriority=0)
     return folder

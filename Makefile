@@ -1,0 +1,42 @@
+# Every target sets up what it needs: a fresh machine with Python, make and a C compiler will do.
+
+PYTHON ?= python3
+BIN := .venv/bin
+INSTALLED := .venv/.installed
+# A formula holds * and (, so it reaches the shell as a variable and never as text.
+export FORMULA ?=
+
+.DEFAULT_GOAL := help
+.PHONY: help install demo test check docs fuzz bench
+
+help:  ## show this list
+	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*##/\t/' | expand -t 12
+
+install: $(INSTALLED)  ## make .venv and install normc with everything its tests need
+
+$(INSTALLED): pyproject.toml constraints.txt
+	test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet -c constraints.txt -e ".[dev,demo]"
+	touch $@
+
+demo: $(INSTALLED)  ## compile a layer, check it and train with it (FORMULA="x/group_std(x)" for your own)
+	$(BIN)/normc demo $${FORMULA:+-- "$$FORMULA"}
+
+test: $(INSTALLED)  ## run every test, cheapest first; those for a GPU are skipped without one
+	$(BIN)/python -m pytest -n 2 -m "not interpret"
+	TRITON_INTERPRET=1 $(BIN)/python -m pytest -n 2 -m interpret
+
+check: $(INSTALLED)  ## lint, formatting and types
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/pyright
+
+docs: $(INSTALLED)  ## print the pages of docs/ that come from tables
+	$(BIN)/python -c "from normc import config; print(config.markdown(), end='')" > docs/environment.md.new
+	mv docs/environment.md.new docs/environment.md
+
+fuzz: $(INSTALLED)  ## test with many new random formulas, shapes and dtypes
+	HYPOTHESIS_PROFILE=fuzz $(BIN)/python -m pytest -n 2 --timeout 7200 tests/properties
+
+bench: $(INSTALLED)  ## measure every layer of the benchmark table
+	$(BIN)/python -m benchmarks
