@@ -171,13 +171,14 @@ def compare(
     exact = run(oracle, lambda t: t.double())
     ours = run(op, lambda t: t.to(device))
     plain = [run(oracle, lambda t: t), run(oracle, _nudge)]
-    least = 1e-9 * max(magnitude(want) for want in exact.values())
-    unit = torch.finfo(getattr(torch, case.dtype)).eps
-    cancelled = unit * eps**-0.5 if _single(parsed.definition, case.geometry) else 0.0
+    largest = max(magnitude(want) for want in exact.values())
+    least, unit = 1e-9 * largest, torch.finfo(getattr(torch, case.dtype)).eps
+    amplified = eps**-0.5 if _single(parsed.definition, case.geometry) else 0.0
+    rounding = unit * max(largest, amplified)
     errors: list[Error] = []
     for name, want in exact.items():
         scale = magnitude(want) if magnitude(want) > least else 1.0
-        noise = max(cancelled / scale, *(distance(rough[name], want, scale) for rough in plain))
+        noise = max(rounding / scale, *(distance(rough[name], want, scale) for rough in plain))
         error = distance(ours[name], want, scale)
         errors.append(Error(name, error, noise, TOLERANCE[case.dtype]))
     return errors

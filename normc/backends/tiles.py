@@ -14,6 +14,8 @@ from __future__ import annotations
 import re
 from collections.abc import Generator, Mapping, Sequence
 from contextlib import contextmanager
+from itertools import pairwise
+from textwrap import wrap
 
 import torch
 
@@ -21,7 +23,7 @@ from normc.backends.contract import Job
 from normc.backends.emit import Block, Spelling
 from normc.backends.tile_functions import functions
 from normc.backends.tiling import Dim, Form, counted
-from normc.language.axes import CHANNEL, FULL, NONE, ORDER, Axis, show
+from normc.language.axes import CHANNEL, FULL, NONE, Axis, show
 from normc.language.expr import Call, Const, Expr, Var, const, rewrite, var, variables
 from normc.language.primitives import PRIMITIVES
 from normc.language.reductions import COUNT, EPS, REDUCTIONS, E, count
@@ -44,7 +46,7 @@ _START = {"sum": "0.0", "max": 'float("-inf")', "min": 'float("inf")'}
 def source(job: Job) -> str:
     """The text of a job: a Python file that imports nothing but triton."""
     kernels = [
-        "\n".join(Printer(Form(job, kernel, resident)).kernel())
+        Printer(Form(job, kernel, resident)).kernel()
         for kernel in job.plan.kernels
         for resident in (False, True)
     ]
@@ -135,7 +137,7 @@ class Printer:
 
     def add(self, *lines: str) -> None:
         """Add lines at the present depth."""
-        self.lines += ["    " * self.depth + line for line in lines]
+        self.lines += [("    " * self.depth + line).rstrip() for line in lines]
 
     def signature(self) -> None:
         """The definition's first lines."""
@@ -148,7 +150,8 @@ class Printer:
             [f"{d.block(i)}: tl.constexpr" for d, i in form.blocks],
         ]
         self.lines += ["@triton.jit", f"def {form.name}("]
-        self.add(*(f"{', '.join(row)}," for row in rows if row))
+        for row in rows:
+            self.add(*wrap(f"{', '.join(row)},", 96) if row else [])
         self.lines.append("):")
         self.add(f'"""{_summary(form)}"""')
 
@@ -277,57 +280,152 @@ class Printer:
             with self.loops(i, cols, 1 + len(rows)):
                 self.tile(i, sweep, values)
             for fold in sweep.folds:
-                self.finish(sweep, fold)
+                self.finish(i, sweep, fold)
 
     def start(self, i: int, sweep: Sweep) -> None:
-        """The state of each row before its first tile."""
-        shape = ", ".join(self.extents(i, self.form.kernel.grid | sweep.rows))
+        """The states of a row before its first tile."""
+        if any(_weighs(fold) for fold in sweep.folds):
+            self.add(f"seen{i} = tl.zeros([], {self.real})")
         for fold in sweep.folds:
-            label = _label(fold)
-            if _weighs(fold):
-                self.add(f"{label}_n = tl.zeros([], {self.real})")
+            across = sweep.rows if _weighs(fold) else sweep.rows | sweep.cols
+            shape = ", ".join(self.extents(i, self.form.kernel.grid | across))
             for f in fold.state.folds:
-                self.add(f"{label}_{f.name} = tl.full([{shape}], {_START[f.op]}, {self.real})")
+                self.add(f"{_label(fold)}_{f.name} = tl.full([{shape}], {_START[f.op]}, {self.real})")
 
     def tile(self, i: int, sweep: Sweep, values: Sequence[str]) -> None:
-        """What is done with one tile: folded, and written."""
+        """What is done with one tile: it is folded, or written."""
+        weighs = not self.form.resident and any(_weighs(fold) for fold in sweep.folds)
+        if weighs:
+            self.add(f"here = {self.elements(i, sweep)}")
         for fold, value in zip(sweep.folds, values, strict=False):
-            self.fold(i, sweep, fold, value)
+            if self.form.resident:
+                self.fold(i, sweep, fold, value, "")
+            elif _weighs(fold):
+                self.fold(i, sweep, fold, value, "_tile")
+                self.merge(i, fold)
+            else:
+                self.gather(sweep, fold, value)
+        if weighs:
+            self.add(f"seen{i} += here")
         for out, value in zip(sweep.writes, values[len(sweep.folds) :], strict=True):
             self.store(out.var, self.named(f"{out.name}_", value))
 
-    def fold(self, i: int, sweep: Sweep, fold: Fold, value: str) -> None:
-        """Fold a tile into the numbers of a state; in a loop, merge them with those before."""
-        label, looped = _label(fold), not self.form.resident
-        names = {E: self.named(f"{label}_e", value)}
-        if any(COUNT in variables([f.each]) for f in fold.state.folds):
-            names[COUNT] = self.elements(i, sweep, label)
-        for f in fold.state.folds:
-            (each,) = self.numbers([f.each], names)
-            number = f"{label}_{f.name}" + ("_tile" if looped else "")
-            self.add(f"{number} = {self.total(i, sweep, f.op, each)}")
-            names[var(f.name)] = number
-        if looped:
-            self.merge(fold)
-
-    def elements(self, i: int, sweep: Sweep, label: str) -> str:
-        """The name of the number of elements that a row has in this tile."""
-        if self.form.resident:
-            return self.count(sweep.cols)
+    def elements(self, i: int, sweep: Sweep) -> str:
+        """The number of elements that a row has in this tile."""
         cols = self.form.along(sweep.cols)
         parts = [f"tl.minimum({d.block(i)}, {d.size} - {d.letter}_from)" for d in cols]
-        self.add(f"{label}_here = tl.cast({'*'.join(parts)}, {self.real})")
-        return f"{label}_here"
+        return f"tl.cast({'*'.join(parts)}, {self.real})"
 
-    def total(self, i: int, sweep: Sweep, op: str, each: str) -> str:
-        """The fold of a tile along its columns, neighbouring dimensions at once."""
-        shape = self.extents(i, FULL & ~self.absent(sweep))
-        text = f"tl.where({self.mask(sweep.cols)}, {each}, {_START[op]})"
+    def fold(self, i: int, sweep: Sweep, fold: Fold, value: str, suffix: str) -> None:
+        """The state of each row of a tile."""
+        label = _label(fold)
+        names = {E: self.named(f"{label}_e", value)}
+        if _weighs(fold):
+            names[COUNT] = self.count(sweep.cols) if self.form.resident else "here"
+        for f in fold.state.folds:
+            (each,) = self.numbers([f.each], names)
+            names[var(f.name)] = number = f"{label}_{f.name}{suffix}"
+            inside = f"tl.where({self.mask(sweep.cols)}, {each}, {_START[f.op]})"
+            self.add(f"{number} = {self.total(i, sweep, f.op, inside)}")
+
+    def total(self, i: int, sweep: Sweep, op: str, text: str) -> str:
+        """The fold of a tile along its columns; neighbouring dimensions are folded as one."""
+        shape = self.extents(i, self.form.kernel.grid | sweep.rows | sweep.cols)
         for first, after in reversed(_runs([bool(d.axes & sweep.cols) for d in self.form.dims])):
-            ones = ["1"] * (after - first - 1)
-            shape[first:after] = ["*".join(shape[first:after]), *ones]
-            if ones:
+            if after - first > 1:
+                shape[first:after] = ["*".join(shape[first:after]), *["1"] * (after - first - 1)]
                 text = f"tl.reshape({text}, [{', '.join(shape)}])"
-            text = _REDUCE[op].format(text, first)
+            text = _FOLD[op].format(text, first)
             shape[first] = "1"
         return text
+
+    def gather(self, sweep: Sweep, fold: Fold, value: str) -> None:
+        """Add a tile to those before it, element by element; `finish` folds their sum, once."""
+        (f,) = fold.state.folds
+        (each,) = self.numbers([f.each], {E: self.named(f"{_label(fold)}_e", value)})
+        totals = {f.name: var(f"{_label(fold)}_{f.name}")}
+        inside = var(f"tl.where({self.mask(sweep.cols)}, {each}, {_START[f.op]})")
+        merged = fold.state.merge(totals, {f.name: inside}, COUNT, COUNT)[f.name]
+        (text,) = self.numbers([merged], {v: v.name for v in (*totals.values(), inside)})
+        self.add(f"{totals[f.name].name} = {text}")
+
+    def merge(self, i: int, fold: Fold) -> None:
+        """Merge a tile's state with that of the tiles before it, of which there may be none."""
+        label = _label(fold)
+        totals = {f.name: var(f"{label}_{f.name}") for f in fold.state.folds}
+        tiles = {f.name: var(f"{label}_{f.name}_tile") for f in fold.state.folds}
+        seen, here = var(f"seen{i}"), var("here")
+        merged = fold.state.merge(totals, tiles, seen, here)
+        every = [*totals.values(), *tiles.values(), seen, here]
+        texts = self.numbers([merged[name] for name in totals], {v: v.name for v in every})
+        self.add(f"{', '.join(v.name for v in totals.values())} = (")
+        for tile, text in zip(tiles.values(), texts, strict=True):
+            self.add(f"    tl.where(seen{i} == 0.0, {tile.name}, {text}),")
+        self.add(")")
+
+    def finish(self, i: int, sweep: Sweep, fold: Fold) -> None:
+        """Turn the state of a row into its statistics."""
+        values = {f.name: var(f"{_label(fold)}_{f.name}") for f in fold.state.folds}
+        if not self.form.resident and not _weighs(fold):
+            for f in fold.state.folds:
+                name = values[f.name].name
+                self.add(f"{name} = {self.total(i, sweep, f.op, name)}")
+        total = count(sweep.cols)
+        for stat in fold.stats:
+            rule = REDUCTIONS[stat.op].finish
+            assert rule is not None, f"{stat.op} is not a core reduction"
+            value = rule(values, total)
+            names = {v: v.name for v in values.values()}
+            if total in variables([value]):
+                names[total] = self.count(sweep.cols)
+            (text,) = self.numbers([value], names)
+            self.keep(stat, self.named(stat.name, text))
+
+    def keep(self, stat: Stat, name: str) -> None:
+        """Keep a statistic in registers or store it, or both."""
+        if self.form.registered(stat):
+            self.block.bind(stat.var, name)
+        else:
+            self.waiting.add(stat.name)
+        if self.form.stores(stat):
+            self.store(stat.var, name)
+
+
+_FOLD = {
+    "sum": "tl.sum({}, {}, keep_dims=True)",
+    "max": "tl.reduce({}, {}, larger, keep_dims=True)",
+    "min": "tl.reduce({}, {}, smaller, keep_dims=True)",
+}
+
+
+def _label(fold: Fold) -> str:
+    """What the numbers of a fold's state are called after."""
+    return fold.stats[0].name
+
+
+def _weighs(fold: Fold) -> bool:
+    """Whether the numbers of elements matter to a state; if not, a fold's start changes nothing."""
+    values = {f.name: var(f.name) for f in fold.state.folds}
+    seen, here = var("seen"), var("here")
+    merged = fold.state.merge(values, values, seen, here).values()
+    return not {COUNT, seen, here}.isdisjoint(variables([*merged, *(f.each for f in fold.state.folds)]))
+
+
+def _runs(marks: Sequence[bool]) -> list[tuple[int, int]]:
+    """Where True stands, as half-open ranges of neighbours."""
+    edges = [i for i, (a, b) in enumerate(pairwise([False, *marks, False])) if a != b]
+    return list(zip(edges[::2], edges[1::2], strict=True))
+
+
+def _summary(form: Form) -> str:
+    grid = ", ".join(d.letter for d in form.grid)
+    free = ", ".join(d.letter for d in form.free)
+    owner = f"A program takes a block of ({grid})" if grid else "One program takes everything"
+    how = f"holds all of ({free}) in one tile" if form.resident else f"loops over ({free})"
+    return f"{owner} and {how}." if free else f"{owner}."
+
+
+def _describe(sweep: Sweep) -> str:
+    stats = [f"{s.name} = {s.op}[{show(s.over)}]" for f in sweep.folds for s in f.stats]
+    written = [w.name for w in sweep.writes]
+    return ", ".join(stats) or f"write {', '.join(written)}"

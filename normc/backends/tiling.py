@@ -173,11 +173,10 @@ def choose(job: Job, kernel: Kernel, geometry: Geometry) -> Config:
     form = Form(job, kernel, True)
     sizes = {d.letter: geometry.count(d.axes) for d in form.sizes}
     tensors = max(1, sum(v.axes == FULL for v in kernel.reads))
-    room = ON_CHIP // tensors
     lanes = _lanes(form, sizes)
-    if prod(ceiling(sizes[d.letter]) for d in form.free) * prod(lanes.values()) <= room:
+    if prod(ceiling(sizes[d.letter]) for d in form.free) * prod(lanes.values()) * tensors <= ON_CHIP:
         return _resident(form, sizes, lanes)
-    return _streaming(Form(job, kernel, False), sizes, lanes)
+    return _streaming(Form(job, kernel, False), sizes, lanes, STREAMED // tensors)
 
 
 def ceiling(size: int) -> int:
@@ -208,7 +207,8 @@ def _resident(form: Form, sizes: Mapping[str, int], lanes: dict[str, int]) -> Co
     return Config(form, blocks, _warps(prod(extents.values())))
 
 
-def _streaming(form: Form, sizes: Mapping[str, int], lanes: dict[str, int]) -> Config:
+def _streaming(form: Form, sizes: Mapping[str, int], lanes: dict[str, int], most: int) -> Config:
+    """Each sweep has tiles of its own, long along what lies together in memory."""
     blocks = [(d.block(), lanes[d.letter]) for d in form.grid]
     largest = 1
     for i, sweep in enumerate(form.kernel.sweeps):
@@ -216,7 +216,7 @@ def _streaming(form: Form, sizes: Mapping[str, int], lanes: dict[str, int]) -> C
         extents: dict[str, int] = {}
         inner_first = sorted(form.looped(sweep), key=form.dims.index, reverse=True)
         for d in inner_first:
-            extents[d.letter] = _tight(sizes[d.letter], max(1, STREAMED // tile))
+            extents[d.letter] = _tight(sizes[d.letter], max(1, most // tile))
             tile *= extents[d.letter]
         blocks += [(d.block(i), extents[d.letter]) for d in form.looped(sweep)]
         largest = max(largest, tile)
@@ -225,12 +225,12 @@ def _streaming(form: Form, sizes: Mapping[str, int], lanes: dict[str, int]) -> C
 
 def _tight(size: int, most: int) -> int:
     """The largest power of two up to ``most`` whose last block is not mostly empty."""
-    block = min(ceiling(size), most)
+    block = min(ceiling(size), ceiling(most + 1) // 2)
     while block > 64 and -(-size // block) * block > 1.125 * size:
         block //= 2
     return block
 
 
 def _warps(elements: int) -> int:
-    """Enough warps that a thread holds at most 32 elements of a tensor, and 8 in small tiles."""
-    return max(1, min(16, elements // 256, max(4, elements // 512)))
+    """Eight elements of a tensor per thread, more where a tile is large."""
+    return max(1, min(16, elements // 256))

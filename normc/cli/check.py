@@ -41,7 +41,10 @@ def check(
     cases: Annotated[int, typer.Option(min=1, help="Random shapes, each in every dtype.")] = 7,
     no_color: NoColor = False,
 ) -> None:
-    """Check value and every gradient against plain torch and autograd in float64."""
+    """Check value and gradients against autograd in float64.
+
+    Exit status 1 if a result of any backend is out of tolerance.
+    """
     from normc.analysis import agreement
 
     found = find_formula(formula)
@@ -62,15 +65,14 @@ def _run(
     from normc.errors import BackendError
 
     eps = formula.entry.eps if formula.entry else 1e-5
-    for dtype in dict.fromkeys(case.dtype for case in cases):
-        refused = _why_not(backend, dtype)
-        if refused and asked:
+    refusals = {dtype: _why_not(backend, dtype) for dtype in {c.dtype: None for c in cases}}
+    for refused in dict.fromkeys(filter(None, refusals.values())):
+        if asked:
             raise BackendError(refused)
-        if refused:
-            screen.print(f"{backend}, {dtype}: left out, {refused}", markup=False)
-            continue
-        with screen.status(f"{backend}, {dtype}"):
-            for case in (case for case in cases if case.dtype == dtype):
+        screen.print(f"left out: {refused}\n", markup=False)
+    with screen.status(backend):
+        for case in cases:
+            if not refusals[case.dtype]:
                 for error in compare(formula, case, backend, eps=eps):
                     yield Finding(backend, case, error)
 
@@ -129,6 +131,6 @@ def _verdict(screen: Console, findings: list[Finding]) -> None:
         "tolerance: relative to the largest magnitude of the oracle's result, in float64",
     ]
     if any(f.error.rule == "eager" for f in findings):
-        lines.append("eager: ill-conditioned, so the limit is a multiple of plain torch's own error")
+        lines.append("eager: ill-conditioned; the limit is a multiple of plain torch's own error")
     lines.append(f"{len(findings)} results, {wrong or 'none'} out of tolerance")
     screen.print("\n".join(lines), markup=False)

@@ -12,15 +12,16 @@ from normc.language.expr import Expr, Var, const, reduce, substitute, var, varia
 from normc.language.show import show
 from normc.pipeline import COTANGENT, programs
 from normc.program.canonical import canonical
-from normc.program.program import Program, is_scalar
 from normc.program.latex import latex, latex_definition
+from normc.program.program import Program, is_scalar
 
+DECLARATIONS = ("input ", "param ")
 PATIENCE = 5.0
 """Seconds for one canonical form, so generous that the text does not depend on the machine."""
 
 
 def derivatives(definition: Definition) -> dict[str, Definition]:
-    """The gradients ``d_x``, ``d_v``, ... as formulas with the inputs ``d_y`` (or ``d_y0``, ...)."""
+    """The gradients ``d_x``, ``d_v``, ... as formulas with inputs ``d_y`` (or ``d_y0``, ...)."""
     rows = (*definition.inputs, *definition.params)
     found = programs(definition, ("x", *(row.name for row in rows)))
     if found.backward is None:
@@ -67,8 +68,7 @@ def show_derivatives(definition: Definition) -> str:
 
 
 def _block(name: str, gradient: Definition) -> str:
-    declared = ("input ", "param ")
-    lines = [line for line in show(gradient).splitlines() if not line.startswith(declared)]
+    lines = [ln for ln in show(gradient).splitlines() if not ln.startswith(DECLARATIONS)]
     *local, result = lines
     return "\n".join([f"{name} = {result}", *(f"    with {line}" for line in local)])
 

@@ -1,4 +1,4 @@
-"""The command line: one file per command, gathered here; an error of the user's is one clean message.
+"""The command line: one file per command; an error of the user's is one clean message.
 
 Commands import what they need when they run, so that help is quick.
 """

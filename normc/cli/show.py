@@ -54,14 +54,16 @@ def show(
     stage: Annotated[
         StageName | None, typer.Option(help="Print one stage alone, or all of them in full.")
     ] = None,
-    backend: Annotated[Backend, typer.Option(help="Whose kernels the overview counts.")] = Backend.c,
+    backend: Annotated[
+        Backend | None, typer.Option(help="The overview counts the kernels of this one alone.")
+    ] = None,
     dtype: Annotated[DType, typer.Option(help="The storage type.")] = DType.float32,
     layout: Annotated[
         Layout, typer.Option(help="How tensors lie in memory.")
     ] = Layout.channels_first,
     no_color: NoColor = False,
 ) -> None:
-    """Show what a formula becomes: expressions, derivative, program, plan, kernels."""
+    """Show what a formula becomes, stage by stage."""
     from normc.cli.stages import Subject
     from normc.schedule.schedule import CHANNELS_FIRST, CHANNELS_LAST
 
@@ -69,7 +71,7 @@ def show(
     order = CHANNELS_LAST if last else CHANNELS_FIRST
     subject = Subject(find_formula(formula), dtype.value, order)
     if stage is None:
-        _print(console(no_color), _overview(backend.value), subject)
+        _print(console(no_color), _overview(backend and backend.value), subject)
     elif stage is StageName.all:
         _print(console(no_color), _stages(), subject)
     else:
@@ -102,15 +104,21 @@ def _stages() -> dict[str, Stage]:
     }
 
 
-def _overview(backend: str) -> dict[str, Stage]:
+def _overview(backend: str | None) -> dict[str, Stage]:
     """Every stage in brief; the machine code of a GPU takes a while, and is left out."""
     from normc.cli import stages
 
-    return {
+    head = {
         "parse": stages.parse_brief,
         "algebra": stages.algebra_brief,
         "program": stages.program,
         "backward": stages.backward,
         "plan": stages.plan_brief,
-        backend: lambda subject: stages.source_brief(subject, backend),
+    }
+    if backend:
+        return head | {backend: lambda subject: stages.source_brief(subject, backend)}
+    return head | {
+        "c": lambda subject: stages.source_brief(subject, "c"),
+        "triton": lambda subject: stages.source_brief(subject, "triton"),
+        "ptx": lambda subject: f"--stage ptx compiles for {stages.ARCH}; no GPU is needed",
     }

@@ -2,7 +2,7 @@
 
     parse . algebra . program . backward . plan . c . triton . ptx
 
-Each stage is a function from a `Subject` to stable text, and most have a brief form for the overview.
+Each stage is a function from a `Subject` to stable text; some have a brief form for the overview.
 """
 
 from __future__ import annotations
@@ -13,12 +13,13 @@ from functools import cached_property
 
 from normc.backends import contract
 from normc.backends.contract import Job
-from normc.cli.derivative import latex_derivatives, show_derivatives
+from normc.cli.derivative import DECLARATIONS, PATIENCE, latex_derivatives, show_derivatives
 from normc.errors import BackendError
 from normc.formula import Formula
 from normc.language import axes
 from normc.language.axes import Axis
 from normc.language.expr import Call, Const, Expr, Reduce, Var, children, postorder
+from normc.language.geometry import declared
 from normc.language.show import show as show_definition
 from normc.language.show import show_expr
 from normc.ops.explain import all_jobs
@@ -29,7 +30,6 @@ from normc.schedule.cost import moved
 from normc.schedule.plan import Kernel
 from normc.schedule.schedule import CHANNELS_FIRST
 
-PATIENCE = 5.0
 ARCH = "sm_90"
 """The GPU that ``ptx`` is for: any machine can compile for it."""
 
@@ -57,9 +57,15 @@ Stage = Callable[[Subject], str]
 def parse_brief(subject: Subject) -> str:
     """The formula in normc's own spelling, and its tensors."""
     definition = subject.formula.definition
-    inputs = [f"input {i.name} : {axes.show(i.axes)}" for i in definition.inputs]
-    params = [f"param {p.name} : {axes.show(p.axes)} = {p.init:g}" for p in definition.params]
-    return "\n".join([subject.formula.shown, *inputs, *(p.replace(":  =", "=") for p in params)])
+    inputs = [f"input {declared(i)}" for i in definition.inputs]
+    params = [f"param {declared(p)} = {p.init:g}" for p in definition.params]
+    return "\n".join([result_text(subject.formula), "", *inputs, *params]).rstrip()
+
+
+def result_text(formula: Formula) -> str:
+    """The formula in normc's own spelling, without its declarations."""
+    lines = formula.shown.splitlines()
+    return "\n".join(line for line in lines if not line.startswith(DECLARATIONS))
 
 
 def parse(subject: Subject) -> str:
@@ -154,5 +160,19 @@ def source_brief(subject: Subject, backend: str) -> str:
 
 
 def ptx(subject: Subject) -> str:
-    """The kernels of the Triton backend as machine code for `ARCH`."""
-    raise NotImplementedError
+    """The kernels of the Triton backend compiled for `ARCH`, with what each asks of the GPU."""
+    from normc.backends.triton import compile_ahead
+
+    texts: list[str] = []
+    for job in subject.jobs:
+        for name, made in compile_ahead(job, ARCH).items():
+            asks = f"{made.registers} registers, {made.spills} bytes spilled, {made.shared} shared"
+            texts.append(f"// {job.part} {name}: {asks}\n{_without_places(made.text)}")
+    return "\n\n".join(texts)
+
+
+def _without_places(text: str) -> str:
+    """PTX without what only a debugger reads: it names files of this machine."""
+    code, _, _ = text.partition("\t.section\t.debug")
+    lines = [line for line in code.splitlines() if not line.strip().startswith((".file", ".loc"))]
+    return "\n".join(line.rstrip() for line in lines).strip()

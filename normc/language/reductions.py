@@ -100,8 +100,8 @@ def _var_slope(e: Expr, value: Expr, adjoint: Expr, axes: Axis) -> Expr:
 
 
 def _tie_slope(e: Expr, value: Expr, adjoint: Expr, axes: Axis) -> Expr:
-    hit = call("eq", e, value)
-    return call("where", hit, adjoint / reduce("sum", axes, call("where", hit, 1, 0)), 0)
+    hit = call("where", call("eq", e, value), 1, 0)
+    return adjoint / reduce("sum", axes, hit) * hit  # a factor, no mask: NaN spreads as in torch
 
 
 def _square(e: Expr) -> Expr:

@@ -16,7 +16,17 @@ import numpy as np
 
 from normc.language.axes import FULL, ORDER, Axis
 from normc.language.definition import Definition
-from normc.language.expr import Call, Expr, Reduce, reduce, var, variables
+from normc.language.expr import (
+    Call,
+    Const,
+    Expr,
+    Reduce,
+    children,
+    postorder,
+    reduce,
+    var,
+    variables,
+)
 from normc.language.reductions import EPS, REDUCTIONS
 from normc.program.interpret import Array, evaluate_all
 from normc.program.ordering import Order
@@ -49,7 +59,7 @@ def canonical(definition: Definition, budget: float = BUDGET) -> Definition:
     order = Order()
     try:
         rule = _rule(order)
-        results = tuple(settle(definition.results, rule, clock(budget)))
+        results = tuple(settle(definition.results, rule, clock(budget), _inner))
     except Stop:
         return definition
     if not _same(definition.results, results):
@@ -61,7 +71,37 @@ def canonical(definition: Definition, budget: float = BUDGET) -> Definition:
 
 
 def _rule(order: Order) -> Callable[[Expr], Expr]:
-    return lambda node: _name_statistic(order.place(simplify_node(node)))
+    def rule(node: Expr) -> Expr:
+        # The order keeps numbers as fractions, so that x*(1/3) is x/3.
+        simpler = node if _is_fraction(node) else simplify_node(node)
+        return _name_statistic(order.place(simpler))
+
+    return rule
+
+
+def _inner(roots: Sequence[Expr]) -> set[Expr]:
+    """Sums within sums and products within products: put in order with the whole they belong to."""
+    inner: set[Expr] = set()
+    outer: set[Expr] = set(roots)
+    for node in postorder(roots):
+        for child in children(node):
+            same = isinstance(node, Call) and isinstance(child, Call) and _kin(node.fn, child.fn)
+            (inner if same else outer).add(child)
+    return inner - outer
+
+
+def _kin(fn: str, other: str) -> bool:
+    return any(fn in kind and other in kind for kind in (("add", "sub"), ("mul", "div")))
+
+
+def _is_fraction(node: Expr) -> bool:
+    match node:
+        case Call("div", (Const(), Const())):
+            return True
+        case Call("pow", (Const(), Const(power))):
+            return power.is_integer()
+        case _:
+            return False
 
 
 # --- named statistics -------------------------------------------------------------------------

@@ -39,7 +39,7 @@ CORE: dict[str, Callable[..., Array]] = {
     "div": np.true_divide,
     "neg": np.negative,
     # numpy turns the powers 0.5 and 2 of a scalar exponent into other functions; C does not
-    "pow": lambda x, y: np.power(*map(np.ascontiguousarray, np.broadcast_arrays(x, y))),
+    "pow": lambda x, y: np.power(*map(np.array, np.broadcast_arrays(x, y))),
     "abs": np.abs,
     "sign": lambda x: ((x > 0).astype(x.dtype) - (x < 0)).astype(x.dtype),
     "max": np.maximum,
@@ -153,6 +153,8 @@ def probes(names: Iterable[str], wide: bool = True) -> dict[str, Array]:
 
 @cache
 def _points(k: int, wide: bool) -> Array:
+    if k == 0:
+        return np.empty((0, 1))
     random = np.random.default_rng(k)
     near = random.normal(size=(1, 48)) * 10.0 ** random.integers(-2, 5, size=(1, 48))
     blocks = [random.normal(size=(k, 96)) * 3, near * (1 + 1e-3 * random.normal(size=(k, 48)))]
@@ -162,8 +164,7 @@ def _points(k: int, wide: bool) -> Array:
     blocks.append(random.choice(special, size=(k, 128)))
     blocks.append(_cancelling(random.normal(size=(k, 48)), random))
     single = random.normal(size=(k, 96))  # one special value among ordinary ones
-    if k:
-        single[random.integers(k, size=96), np.arange(96)] = random.choice(special, size=96)
+    single[random.integers(k, size=96), np.arange(96)] = random.choice(special, size=96)
     blocks.append(single)
     if wide:
         signs = random.choice([-1.0, 1.0], size=(k, 128))
@@ -186,7 +187,7 @@ def guard(before: Expr, after: Expr, points: Env | None = None, signed_zeros: bo
     """Whether ``after`` may replace ``before``: in float32 and float64 alike, at every probe point,
     both are the same NaN or infinity or differ by at most 4 ulp.
 
-    Neither may hold statistics. With ``signed_zeros`` also the signs of zeros have to agree, so that
+    Neither may hold statistics. With ``signed_zeros`` the signs of zeros have to agree too, so that
     the replacement is safe below a division.
     """
     if points is None:

@@ -18,10 +18,11 @@ from typing import Any
 from normc.language.expr import Call, Const, Expr, Reduce, Var, call, children, const
 from normc.program.simplify import LARGEST, Stop
 
+_PRODUCTS = ("mul", "div", "neg", "pow")
 _MAX_POWER = 16
 
-_Terms = dict[Expr | None, Fraction]
-"""Numbers of terms; the term None is 1."""
+_Terms = dict[tuple[Expr | None, bool], Fraction]
+"""Numbers of terms, positive and negative ones apart; the term None is 1."""
 
 
 @dataclass
@@ -58,16 +59,24 @@ def _product(expr: Expr) -> _Product:
 
 def _number(value: Fraction) -> tuple[Expr, Expr]:
     """A positive number as a legal constant over a whole one: 2/3 stays so, 1/4 is 0.25 over 1."""
-    over, under = value, 1
-    if value.denominator & (value.denominator - 1) and value.denominator <= 1_000_000:
-        over, under = Fraction(value.numerator), value.denominator
+    if value == 1:
+        return const(1), const(1)
+    whole = value.denominator & (value.denominator - 1) and value.denominator <= 1_000_000
+    try:
+        over = float(value.numerator if whole else value)
+    except OverflowError:
+        raise Stop from None
     if over and not 1 / LARGEST <= over <= LARGEST:
         raise Stop
-    return const(float(over)), const(under)
+    return const(over), const(value.denominator if whole else 1)
 
 
 def _is_sum(expr: Expr | None) -> bool:
     return isinstance(expr, Call) and expr.fn in ("add", "sub")
+
+
+def _negated(terms: _Terms) -> _Terms:
+    return {(rest, rest is not None and n > 0): -n for (rest, _), n in terms.items()}
 
 
 class Order:
@@ -82,7 +91,7 @@ class Order:
         match node:
             case Call("add" | "sub") | Call("neg", (Call("add" | "sub"),)):
                 return self._sum(self._terms(node))
-            case Call("mul" | "div" | "neg" | "pow"):
+            case Call(fn) if fn in _PRODUCTS:
                 number, rest = self._unsigned(node)
                 if number == -1 and rest is not None and _is_sum(rest):
                     return self._sum(self._terms(-rest))
@@ -110,34 +119,36 @@ class Order:
                     if rest is not None and abs(number) == 1 and _is_sum(rest):
                         stack.append((rest, sign * int(number)))
                     else:
-                        found[rest] = found.get(rest, Fraction(0)) + sign * number
+                        key = rest, rest is not None and sign * number < 0
+                        found[key] = found.get(key, Fraction(0)) + sign * number
         return found
 
     def _sum(self, terms: _Terms) -> Expr:
         """Fine terms before coarse ones, numbers last, a positive one in front if there is any."""
         ordered = self._in_order(terms)
-        numbers = [terms[rest] for rest in ordered]
-        first = next((i for i, n in enumerate(numbers) if n >= 0), 0)
+        first = next((i for i, key in enumerate(ordered) if terms[key] >= 0), 0)
         ordered.insert(0, ordered.pop(first))
         value: Expr | None = None
-        for rest in ordered:
-            number = terms[rest] or Fraction(1)
-            part = self._scaled(abs(number), rest)
+        for key in ordered:
+            part = self._scaled(abs(terms[key]), key[0])
             if value is None:
-                value = -part if number < 0 else part
+                value = -part if terms[key] < 0 else part
             else:
-                value = value - part if number < 0 else value + part
-            if terms[rest] == 0 and rest is not None:  # NaN where the term is not finite
-                value = value - rest
+                value = value - part if terms[key] < 0 else value + part
         return const(0) if value is None else value
 
-    def _in_order(self, terms: _Terms) -> list[Expr | None]:
-        rests = sorted((r for r in terms if r is not None), key=self._fine_first)
-        number: list[Expr | None] = [None] if terms.get(None) or not rests else []
-        return [*rests, *number]
+    def _in_order(self, terms: _Terms) -> list[tuple[Expr | None, bool]]:
+        keyed = [
+            (*self._fine_first(rest), minus, rest) for rest, minus in terms if rest is not None
+        ]
+        ordered: list[tuple[Expr | None, bool]] = [(k[-1], k[-2]) for k in sorted(keyed)]
+        number = None, False
+        return [*ordered, number] if terms.get(number) or not ordered else ordered
 
     def _unsigned(self, expr: Expr) -> tuple[Fraction, Expr | None]:
         """A product as its number and the rest of it, whose sums begin with a positive term."""
+        if not (isinstance(expr, Const) or (isinstance(expr, Call) and expr.fn in _PRODUCTS)):
+            return Fraction(1), expr
         parts = _product(expr)
         self._name_sigmoids(parts)
         for factors in (parts.above, parts.below):
@@ -145,7 +156,7 @@ class Order:
                 terms = self._terms(node)
                 if terms[self._in_order(terms)[0]] < 0:
                     power = factors.pop(node)
-                    factors[self._sum({r: -n for r, n in terms.items()})] += power
+                    factors[self._sum(_negated(terms))] += power
                     parts.number *= (-1) ** power
         above = [self._power(n, parts.above[n]) for n in sorted(parts.above, key=self._key)]
         below = [self._power(n, parts.below[n]) for n in sorted(parts.below, key=self._key)]

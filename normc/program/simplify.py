@@ -8,7 +8,7 @@ Candidates such as ``x/x`` to 1 or ``sqrt(x)**2`` to x fail it; sympy applies th
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Container, Iterable, Mapping, Sequence
 from functools import cache, lru_cache
 
 from normc.language.expr import (
@@ -20,9 +20,10 @@ from normc.language.expr import (
     call,
     children,
     const,
-    rewrite,
+    postorder,
     substitute,
     var,
+    with_children,
 )
 from normc.program.interpret import evaluate, guard
 
@@ -120,23 +121,26 @@ def simplify(expr: Expr, budget: float = BUDGET) -> Expr:
 
 
 def settle(
-    roots: Iterable[Expr], rule: Callable[[Expr], Expr], check: Callable[[], None]
+    roots: Iterable[Expr],
+    rule: Callable[[Expr], Expr],
+    check: Callable[[], None],
+    skip: Callable[[Sequence[Expr]], Container[Expr]] = lambda roots: (),
 ) -> list[Expr]:
-    """Apply a node rule everywhere, again and again until nothing changes."""
+    """Apply a node rule bottom-up until nothing changes, but not to what there is to ``skip``."""
     memo: dict[Expr, Expr] = {}
-
-    def checked(node: Expr) -> Expr:
-        if node not in memo:
-            check()
-            memo[node] = rule(node)
-        return memo[node]
-
-    done = list(roots)
+    now = list(roots)
     for _ in range(_ROUNDS):
-        before, done = done, rewrite(done, checked)
-        if all(a is b for a, b in zip(before, done, strict=True)):
+        left_alone, done = skip(now), dict[Expr, Expr]()
+        for node in postorder(now):
+            fresh = with_children(node, tuple(done[child] for child in children(node)))
+            if node not in left_alone and fresh not in memo:
+                check()
+                memo[fresh] = rule(fresh)
+            done[node] = fresh if node in left_alone else memo[fresh]
+        before, now = now, [done[root] for root in now]
+        if all(a is b for a, b in zip(before, now, strict=True)):
             break
-    return done
+    return now
 
 
 def simplify_node(node: Expr) -> Expr:

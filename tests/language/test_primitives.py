@@ -1,7 +1,7 @@
 """Every row of the table of primitives against its reference in plain torch, value and derivatives.
 
-The tests are parametrised over the table: a new row is tested without a line here. The convention at
-kinks, ties and special values is torch autograd's; where that is arbitrary, `ARBITRARY` says so.
+The tests are parametrised over the table: a new row is tested without a line here. The convention
+at kinks, ties and special values is torch autograd's; where it is arbitrary, `ARBITRARY` says so.
 """
 
 from __future__ import annotations
@@ -71,7 +71,7 @@ def kind(request: pytest.FixtureRequest) -> str:
 
 
 def assert_same(ours: Array, theirs: Array, points: Array, tolerance: float) -> None:
-    """Equal NaN and infinities, and finite values within a tolerance relative to their size or 1."""
+    """Equal NaN and infinities; finite values within a tolerance relative to their size or 1."""
     ours, theirs = np.broadcast_arrays(ours, theirs)
     with np.errstate(invalid="ignore"):
         close = abs(ours - theirs) <= tolerance * np.maximum(abs(theirs), 1)

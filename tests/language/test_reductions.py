@@ -1,7 +1,7 @@
 """Every row of the table of reductions against its reference in plain torch.
 
-The tests are parametrised over the table: a new row, core or surface, is tested without a line here.
-A core row has to give the same value however its elements are dealt into blocks.
+The tests are parametrised over the table: a new row, core or surface, is tested without a line
+here. A core row has to give the same value however its elements are dealt into blocks.
 """
 
 from __future__ import annotations
