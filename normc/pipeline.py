@@ -16,9 +16,8 @@ from normc.backends import contract
 from normc.backends.contract import Job, Run, Source
 from normc.language.axes import Axis
 from normc.language.definition import Definition
-from normc.program.derive import COTANGENT, pair
 from normc.program.flatten import flatten_definition
-from normc.program.program import Program
+from normc.program.program import COTANGENT, Program
 from normc.program.running import Running, freeze, running, track
 from normc.program.tidy import tidy
 from normc.schedule.plan import Plan
@@ -71,6 +70,8 @@ def programs(definition: Definition, wrt: tuple[str, ...], mode: Mode = "batch")
     wanted = tuple(i.name for i in flat.inputs if i.name in wrt)
     if not wanted:
         return Programs(tidy(flat), None, (), results, rows)
+    from normc.program.derive import pair  # brings sympy, which takes 0.3 s to import
+
     forward, backward, saved = pair(flat, wanted, results)
     return Programs(forward, backward, saved, results, rows)
 

@@ -49,7 +49,7 @@ def demo(
     formula: Annotated[
         str, typer.Argument(metavar="FORMULA", help="Yours, beside two of the zoo.")
     ] = YOURS,
-    epochs: Annotated[int, typer.Option(min=1, help="Passes over the training images.")] = 12,
+    epochs: Annotated[int, typer.Option(min=1, help="Passes over the training images.")] = 10,
     seeds: Annotated[int, typer.Option(min=1, help="Networks trained per layer.")] = 3,
     batches: Annotated[
         int | None, typer.Option(min=1, help="End each epoch early, for a quick look.")

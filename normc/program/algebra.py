@@ -1,4 +1,4 @@
-"""Algebra: sympy behind one door; no other file imports it.
+"""Algebra: sympy behind one door; long because no other file may import it.
 
     Expr  <->  sympy           node by node over the shared DAG, never through text
     name   ->  derivatives     sympy's diff of a row's body, unless the row has its own
@@ -302,9 +302,14 @@ def share(exprs: Sequence[Expr], budget: float = 0.1) -> list[Expr]:
 
 def _agree(old: Expr, new: Expr) -> bool:
     """Whether two expressions agree on ordinary numbers, whatever their statistics are."""
-    order = postorder([old, new])
-    names = {e: var(f"statistic {i}") for i, e in enumerate(order) if isinstance(e, Reduce)}
-    old, new = rewrite([old, new], lambda e: names[e] if isinstance(e, Reduce) else e)
+    names: dict[Expr, Var] = {}
+
+    def rule(node: Expr) -> Expr:
+        if isinstance(node, Reduce):
+            return names.setdefault(node, var(f"statistic {len(names)}"))
+        return node
+
+    old, new = rewrite([old, new], rule)
     return guard(old, new, probes((v.name for v in variables([old, new])), wide=False))
 
 

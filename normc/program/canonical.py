@@ -14,7 +14,9 @@ from functools import cache
 
 import numpy as np
 
+from normc.errors import FormulaError
 from normc.language.axes import FULL, ORDER, Axis
+from normc.language.check import Meter
 from normc.language.definition import Definition
 from normc.language.expr import (
     Call,
@@ -62,12 +64,23 @@ def canonical(definition: Definition, budget: float = BUDGET) -> Definition:
         results = tuple(settle(definition.results, rule, clock(budget), _inner))
     except Stop:
         return definition
-    if not _same(definition.results, results):
+    if not (_is_legal(results) and _same(definition.results, results)):
         return definition
     used = {node: place for place, node in enumerate(variables(results))}
     params = sorted(definition.params, key=lambda p: (used.get(p.var, len(used)), p.name))
     inputs = sorted(definition.inputs, key=lambda i: (used.get(i.var, len(used)), i.name))
     return replace(definition, results=results, params=tuple(params), inputs=tuple(inputs))
+
+
+def _is_legal(results: Sequence[Expr]) -> bool:
+    """Whether the results are within the limits on formulas, so that their text can be read."""
+    meter = Meter()
+    try:
+        for node in postorder(results):
+            meter.add(node, 0)
+    except FormulaError:
+        return False
+    return True
 
 
 def _rule(order: Order) -> Callable[[Expr], Expr]:

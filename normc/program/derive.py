@@ -16,12 +16,8 @@ from normc.language.primitives import PRIMITIVES
 from normc.language.reductions import REDUCTIONS
 from normc.program.algebra import derivative
 from normc.program.flatten import flatten, stack
-from normc.program.program import Output, Program, Stat, restrict, tensors
+from normc.program.program import COTANGENT, Output, Program, Stat, restrict, tensors
 from normc.program.tidy import tidy
-
-COTANGENT = "d_"
-"""Prefix of cotangents: the gradient arriving at output ``y`` is ``d_y``, leaving for x is ``d_x``."""
-
 
 def vjp(forward: Program, wrt: Sequence[str], of: Sequence[str]) -> Program:
     """The Program from inputs, saved statistics and the cotangents of the outputs ``of`` to the

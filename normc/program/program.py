@@ -21,6 +21,10 @@ from normc.language.reductions import EPS, REDUCTIONS, State
 from normc.language.show import show_expr
 
 
+COTANGENT = "d_"
+"""Prefix of cotangents: the gradient arriving at output ``y`` is ``d_y``, leaving for x is ``d_x``."""
+
+
 @dataclass(frozen=True)
 class Stat:
     """One reduction: ``name = op[over] arg``; every axis of ``over`` is one of the argument's."""

@@ -1,0 +1,26 @@
+"""Importing normc is cheap: what is heavy waits until it is needed."""
+
+import statistics
+import subprocess
+import sys
+
+import pytest
+
+_TIME = """
+import sys, time
+import torch
+before = time.perf_counter()
+import normc
+spent = time.perf_counter() - before
+print(spent, *sorted({"sympy", "triton"} & set(sys.modules) - {*sys.argv[1:]}))
+"""
+
+
+@pytest.mark.tiny
+def test_import_takes_less_than_a_third_of_a_second_beyond_torch():
+    found = [
+        subprocess.run([sys.executable, "-c", _TIME], capture_output=True, text=True, check=True).stdout
+        for _ in range(3)
+    ]
+    assert statistics.median(float(line.split()[0]) for line in found) < 0.3
+    assert all(len(line.split()) == 1 for line in found), "sympy and triton are imported when used"
