@@ -25,7 +25,7 @@ import torch
 from torch import Tensor
 
 from normc import config
-from normc.backends import cache
+from normc.backends import c_math, cache
 from normc.backends.contract import Job, Run, Source
 from normc.backends.emit import Block, Spelling, expand, write
 from normc.backends.memory import Strides, dense_strides, empty, full_input, strides_of, walkable
@@ -40,7 +40,7 @@ from normc.schedule.plan import Fold, Kernel, Sweep
 _BLOCK = 1024  # elements folded before a merge: small enough for L1, long enough to amortise it
 
 _ONE = ("exp", "log", "sin", "cos", "tanh", "erf", "atan", "expm1", "log1p")
-_FLOAT = {fn: fn + "f({})" for fn in _ONE} | {
+_FLOAT = {fn: fn + ("_({})" if fn in c_math.FUNCTIONS else "f({})") for fn in _ONE} | {
     "sqrt": "__builtin_sqrtf({})",
     "abs": "__builtin_fabsf({})",
     "pow": "powf({}, {})",
@@ -335,7 +335,9 @@ class CBackend:
         plan = [" * " + line for line in job.plan.show().splitlines()]
         header = [f"/* {job.entry}", f" * {' '.join(job.formula.split())}", " *", *plan, " */"]
         used = [text for name, text in _HELPERS.items() if re.search(rf"\b{name}\(", code)]
-        parts = [*header, _PRELUDE.format(real=real) + _prototypes(code), *used, "", code, ""]
+        libm, own = _prototypes(code), c_math.definitions(code)
+        declared = [text for text in (_PRELUDE.format(real=real) + libm, own, *used) if text]
+        parts = [*header, *declared, "", code, ""]
         return Source("\n".join(parts), job.entry, ".c")
 
     def load(self, job: Job, source: Source) -> Run:
