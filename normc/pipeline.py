@@ -1,6 +1,6 @@
 """The table of contents: every stage from text to kernels, in order.
 
-    parse . check . flatten . (track | freeze) . tidy . vjp . tidy . save . schedule . render . load
+parse . check . flatten . (track | freeze) . tidy . vjp . tidy . save . schedule . render . load
 """
 
 from __future__ import annotations
@@ -76,7 +76,9 @@ def programs(definition: Definition, wrt: tuple[str, ...], mode: Mode = "batch")
     return Programs(forward, backward, saved, results, rows)
 
 
-def jobs(definition: Definition, label: str, text: str, found: Programs, target: Target) -> list[Job]:
+def jobs(
+    definition: Definition, label: str, text: str, found: Programs, target: Target
+) -> list[Job]:
     """Schedule: the forward job, and the backward one if there is one."""
     frozen = tuple(r.stat for r in found.running)
     made: list[Job] = []
@@ -122,4 +124,14 @@ def sources(
         yield job, backend.render(job)
 
 
-__all__ = ["COTANGENT", "Built", "Mode", "Programs", "Target", "build", "jobs", "programs", "sources"]
+__all__ = [
+    "COTANGENT",
+    "Built",
+    "Mode",
+    "Programs",
+    "Target",
+    "build",
+    "jobs",
+    "programs",
+    "sources",
+]

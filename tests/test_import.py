@@ -19,7 +19,9 @@ print(spent, *sorted({"sympy", "triton"} & set(sys.modules) - {*sys.argv[1:]}))
 @pytest.mark.tiny
 def test_import_takes_less_than_a_third_of_a_second_beyond_torch():
     found = [
-        subprocess.run([sys.executable, "-c", _TIME], capture_output=True, text=True, check=True).stdout
+        subprocess.run(
+            [sys.executable, "-c", _TIME], capture_output=True, text=True, check=True
+        ).stdout
         for _ in range(3)
     ]
     assert statistics.median(float(line.split()[0]) for line in found) < 0.3

@@ -81,4 +81,3 @@ def find(name: str) -> Backend:
         choices = ", ".join(BACKENDS)
         raise BackendError(f"no backend is called `{name}`{nearest(name, BACKENDS)}: {choices}")
     return importlib.import_module(f"normc.backends.{name}").backend
-

@@ -17,8 +17,7 @@ from normc.language.primitives import COMPARISONS, OPERATORS, PRIMITIVES
 from normc.program.program import is_scalar
 
 _SYMBOLS = {fn: op for op, fn in (*OPERATORS.items(), *COMPARISONS.items()) if fn != "pow"}
-_RANK = {"lt": 1, "le": 1, "gt": 1, "ge": 1, "eq": 1, "ne": 1, "add": 2, "sub": 2}
-_RANK |= {"mul": 3, "div": 3, "neg": 4}
+_RANK = dict.fromkeys(COMPARISONS.values(), 1) | {"add": 2, "sub": 2, "mul": 3, "div": 3, "neg": 4}
 _ATOM = 9
 
 
@@ -75,8 +74,8 @@ def _spell(node: Expr, spelling: Spelling, done: Mapping[int, tuple[str, int]]) 
         case Call(fn, (a, b)) if fn in _SYMBOLS:
             rank = _RANK[fn]
             left, right = _within(done[id(a)], rank), _within(done[id(b)], rank + 1)
-            return f"{left}{_SYMBOLS[fn]}{right}" if rank == 3 else (
-                f"{left} {_SYMBOLS[fn]} {right}"), rank  # fmt: skip
+            space = "" if rank == _RANK["mul"] else " "
+            return f"{left}{space}{_SYMBOLS[fn]}{space}{right}", rank
         case Call(fn, args):
             return spelling.functions[fn].format(*(done[id(a)][0] for a in args)), _ATOM
         case _:

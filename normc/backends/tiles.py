@@ -290,7 +290,9 @@ class Printer:
             across = sweep.rows if _weighs(fold) else sweep.rows | sweep.cols
             shape = ", ".join(self.extents(i, self.form.kernel.grid | across))
             for f in fold.state.folds:
-                self.add(f"{_label(fold)}_{f.name} = tl.full([{shape}], {_START[f.op]}, {self.real})")
+                self.add(
+                    f"{_label(fold)}_{f.name} = tl.full([{shape}], {_START[f.op]}, {self.real})"
+                )
 
     def tile(self, i: int, sweep: Sweep, values: Sequence[str]) -> None:
         """What is done with one tile: it is folded, or written."""
@@ -408,7 +410,9 @@ def _weighs(fold: Fold) -> bool:
     values = {f.name: var(f.name) for f in fold.state.folds}
     seen, here = var("seen"), var("here")
     merged = fold.state.merge(values, values, seen, here).values()
-    return not {COUNT, seen, here}.isdisjoint(variables([*merged, *(f.each for f in fold.state.folds)]))
+    return not {COUNT, seen, here}.isdisjoint(
+        variables([*merged, *(f.each for f in fold.state.folds)])
+    )
 
 
 def _runs(marks: Sequence[bool]) -> list[tuple[int, int]]:

@@ -161,8 +161,8 @@ class Config:
     warps: int
 
 
-ON_CHIP = 16384  # elements of one tensor that a program keeps in registers
-STREAMED = 4096  # elements of a tile that a loop reads at once
+ON_CHIP = 16384  # elements of all tensors together that a program keeps in registers
+STREAMED = 2048  # elements of all tensors together that a loop reads at once
 COALESCED = 32  # neighbours in memory that a program should read, where it has the choice
 SMALL = 1024  # elements below which a program takes several instances
 PROGRAMS = 1024  # of which this many should be left
@@ -174,7 +174,10 @@ def choose(job: Job, kernel: Kernel, geometry: Geometry) -> Config:
     sizes = {d.letter: geometry.count(d.axes) for d in form.sizes}
     tensors = max(1, sum(v.axes == FULL for v in kernel.reads))
     lanes = _lanes(form, sizes)
-    if prod(ceiling(sizes[d.letter]) for d in form.free) * prod(lanes.values()) * tensors <= ON_CHIP:
+    if (
+        prod(ceiling(sizes[d.letter]) for d in form.free) * prod(lanes.values()) * tensors
+        <= ON_CHIP
+    ):
         return _resident(form, sizes, lanes)
     return _streaming(Form(job, kernel, False), sizes, lanes, STREAMED // tensors)
 

@@ -141,7 +141,9 @@ def plan_launch(config: Config, geometry: Geometry, steps: Steps, eps: float) ->
 def _reach(geometry: Geometry, steps: Steps) -> int:
     """The largest offset into any tensor."""
     sizes = geometry.sizes()
-    ends = [sum((size - 1) * step for size, step in zip(sizes, s, strict=True)) for s in steps.values()]
+    ends = [
+        sum((size - 1) * step for size, step in zip(sizes, s, strict=True)) for s in steps.values()
+    ]
     return max([prod(sizes), *ends])
 
 

@@ -76,7 +76,8 @@ def run(
     for name, each in formulas.items():
         introduce(screen, name, each)
     contenders = [_baseline(), *(_contender(name, each) for name, each in formulas.items())]
-    scores = _measure(screen, contenders, data, epochs, seeds, batches)
+    with digits.one_thread():
+        scores = _measure(screen, contenders, data, epochs, seeds, batches)
     _table(screen, scores, seeds)
     screen.print(f"\n{time.perf_counter() - began:.0f} s in all")
     return scores
@@ -194,5 +195,5 @@ def _table(screen: Console, scores: list[Score], seeds: int) -> None:
     screen.print(table)
     screen.print(
         "\na step is forward, backward and update of the whole net, 64 images; "
-        "medians, measured in turns in one run"
+        "medians, measured in turns in one run, on one thread"
     )

@@ -7,7 +7,8 @@ it puts after each convolution. Split, batches and weights follow from the seed 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from statistics import median
 from typing import Any
@@ -61,6 +62,17 @@ def net(layer: MakeLayer) -> nn.Sequential:
     for before, after, stride in ((1, 16, 1), (16, 32, 2), (32, 64, 1)):
         modules += [nn.Conv2d(before, after, 3, stride, padding=1, bias=False), layer(after)]
     return nn.Sequential(*modules, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(64, 10))
+
+
+@contextmanager
+def one_thread() -> Iterator[None]:
+    """Torch and the kernels on one thread: on images this small, more would measure waiting."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 class Eager(nn.Module):

@@ -69,12 +69,8 @@ MOMENTS = State(
     (Fold("t", "sum", E), Fold("m2", "sum", _centred * _centred)),
     _merge_moments,
 )
-MAX = State(
-    "max", (Fold("m", "max", E),), lambda a, b, na, nb: {"m": call("max", a["m"], b["m"])}
-)
-MIN = State(
-    "min", (Fold("m", "min", E),), lambda a, b, na, nb: {"m": call("min", a["m"], b["m"])}
-)
+MAX = State("max", (Fold("m", "max", E),), lambda a, b, na, nb: {"m": call("max", a["m"], b["m"])})
+MIN = State("min", (Fold("m", "min", E),), lambda a, b, na, nb: {"m": call("min", a["m"], b["m"])})
 
 
 @dataclass(frozen=True)

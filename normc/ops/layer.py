@@ -53,7 +53,9 @@ class Layer(nn.Module):
         self.running: tuple[Running, ...] = found
         for p in self.formula.params:
             shape = (num_channels,) if p.axes else ()
-            self.register_parameter(p.name, nn.Parameter(torch.empty(shape, device=device, dtype=dtype)))
+            self.register_parameter(
+                p.name, nn.Parameter(torch.empty(shape, device=device, dtype=dtype))
+            )
         for r in self.running:
             room = torch.empty(self._shape(r), device=device, dtype=dtype)
             self.register_buffer(r.name, room)

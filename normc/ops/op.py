@@ -163,9 +163,7 @@ def _wanted(given: Mapping[str, Tensor]) -> tuple[str, ...]:
     return tuple(name for name, t in given.items() if t.requires_grad)
 
 
-def _layout(
-    x: Tensor, full: Sequence[Tensor], geometry: Geometry
-) -> tuple[tuple[Axis, ...], bool]:
+def _layout(x: Tensor, full: Sequence[Tensor], geometry: Geometry) -> tuple[tuple[Axis, ...], bool]:
     """The order of axes in memory, and whether the innermost has stride 1 in every full tensor."""
     steps = strides_of(x, FULL, geometry) or strides_of(x.contiguous(), FULL, geometry)
     assert steps is not None
@@ -248,4 +246,3 @@ def _like(grad: Tensor, x: Tensor) -> Tensor:
     if grad.stride() == target.stride():
         return grad
     return torch.empty_like(x, dtype=grad.dtype).copy_(grad)
-

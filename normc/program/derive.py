@@ -19,6 +19,7 @@ from normc.program.flatten import flatten, stack
 from normc.program.program import COTANGENT, Output, Program, Stat, restrict, tensors
 from normc.program.tidy import tidy
 
+
 def vjp(forward: Program, wrt: Sequence[str], of: Sequence[str]) -> Program:
     """The Program from inputs, saved statistics and the cotangents of the outputs ``of`` to the
     gradients of the inputs ``wrt``."""
@@ -87,9 +88,7 @@ class _Reverse:
                     pass
         return live
 
-    def _step(
-        self, node: Call, adjoint: Expr, live: set[int], arriving: dict[int, Expr]
-    ) -> None:
+    def _step(self, node: Call, adjoint: Expr, live: set[int], arriving: dict[int, Expr]) -> None:
         names = PRIMITIVES[node.fn].args
         values = {var(n): a for n, a in zip(names, node.args, strict=True)}
         for arg, slope in zip(node.args, derivative(node.fn), strict=True):
@@ -114,8 +113,9 @@ def scale(adjoint: Expr, slope: Expr) -> Expr | None:
         case Const(value) if value == -1:
             return -adjoint
         case Call("where", (c, a, b)):
-            left, right = (part if part is not None else 0.0 for part in
-                           (scale(adjoint, a), scale(adjoint, b)))
+            left, right = (
+                part if part is not None else 0.0 for part in (scale(adjoint, a), scale(adjoint, b))
+            )
             return call("where", c, left, right)
         case _:
             return adjoint * slope
@@ -153,4 +153,3 @@ def pair(
     forward = tidy(forward)
     backward = tidy(vjp(forward, wrt, of), avoid=[s.name for s in forward.stats])
     return save(forward, backward)
-

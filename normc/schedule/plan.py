@@ -88,7 +88,9 @@ class Plan:
             lines.append(f"kernel {kernel.name} grid[{show(kernel.grid)}]")
             for sweep in kernel.sweeps:
                 reads = ", ".join(v.name for v in sweep.reads)
-                lines.append(f"  sweep rows[{show(sweep.rows)}] cols[{show(sweep.cols)}] reads {reads}")
+                lines.append(
+                    f"  sweep rows[{show(sweep.rows)}] cols[{show(sweep.cols)}] reads {reads}"
+                )
                 for fold in sweep.folds:
                     names = ", ".join(f"{s.name}:{s.op}" for s in fold.stats)
                     lines.append(f"    {names} <- {fold.state.name} {show_expr(fold.arg)}")

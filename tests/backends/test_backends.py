@@ -53,7 +53,22 @@ EVERY_SET = [
     f"x*{axes}_{stat}(v*x) + {axes}_{stat}(x)"
     for axes, stat in zip(
         ["batch", "instance", "group", "layer", "channel", "batch_group", "all"] * 2,
-        ["var", "max", "l2", "min", "std", "absmax", "mean", "rms", "l1", "sum", "ms", "var", "l2", "max"],
+        [
+            "var",
+            "max",
+            "l2",
+            "min",
+            "std",
+            "absmax",
+            "mean",
+            "rms",
+            "l1",
+            "sum",
+            "ms",
+            "var",
+            "l2",
+            "max",
+        ],
         strict=True,
     )
 ]
@@ -76,7 +91,9 @@ def test_long_reductions_are_merged_accurately():
 
 def test_golden_c(golden):
     f = normc.zoo["evonorm_s0"]
-    found = sources(f.definition, f.label, f.text, ("x", "v", "gamma", "beta"), Target("c", "float32"))
+    found = sources(
+        f.definition, f.label, f.text, ("x", "v", "gamma", "beta"), Target("c", "float32")
+    )
     golden("evonorm_s0", "\n".join(source.text for _, source in found))
 
 

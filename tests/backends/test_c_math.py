@@ -90,4 +90,8 @@ def test_the_same_bits_in_a_vector_and_alone(library, name):
 def test_only_what_is_called_is_defined():
     assert c_math.definitions("y = x;") == ""
     text = c_math.definitions("y = tanh_(x);")
-    assert "exp_(float" in text and "erf_(float" not in text and text.index("fma_") < text.index("exp_")
+    assert (
+        "exp_(float" in text
+        and "erf_(float" not in text
+        and text.index("fma_") < text.index("exp_")
+    )

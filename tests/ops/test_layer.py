@@ -103,7 +103,9 @@ def test_parameters_start_where_the_formula_says():
     assert layer.gamma.tolist() == [1] * 4
 
 
-@pytest.mark.parametrize("shape, dim", [((4, 8), 1), ((2, 5, 8), -1), ((2, 8, 3), 1), ((2, 8, 3, 4, 2), 1)])
+@pytest.mark.parametrize(
+    "shape, dim", [((4, 8), 1), ((2, 5, 8), -1), ((2, 8, 3), 1), ((2, 8, 3, 4, 2), 1)]
+)
 def test_every_rank_and_channel_dim(shape, dim):
     x = torch.randn(shape, dtype=torch.float64)
     f = normc.parse("(x - group_mean(x))/group_std(x)*gamma + beta")

@@ -13,7 +13,9 @@ def ones(c, *names):
 
 
 @pytest.mark.parametrize("backend", ["c", "torch"])
-@pytest.mark.parametrize("wrt", ["x", "v", "gamma", "beta", "x v", "gamma beta", "v gamma beta", ""])
+@pytest.mark.parametrize(
+    "wrt", ["x", "v", "gamma", "beta", "x v", "gamma beta", "v gamma beta", ""]
+)
 def test_gradients_of_every_subset(backend, wrt):
     op, x = normc.compile(TEXT, backend), torch.randn(2, 8, 3, 3, dtype=torch.float64)
     tensors = {n: torch.rand(8, dtype=torch.float64) for n in ("v", "gamma", "beta")}

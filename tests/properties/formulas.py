@@ -18,7 +18,14 @@ UNARY = (
 AXES = ("n", "s", "c", "k", "g", "n,c", "n,g", "c,s", "k,s", "g,s", "n,k", "n,c,s")
 LEAVES = ("x", "x", "x", "x", "v", "gamma", "alpha", "scale", "residual", "eps", "0.5", "2", "1.25")
 TEMPLATES = (
-    *("({a} + {b})", "({a} - {b})", "{a}*{b}", "{a}*{T}", "({a} - {T})", "{a}/sqrt(1 + square({T}))"),
+    *(
+        "({a} + {b})",
+        "({a} - {b})",
+        "{a}*{b}",
+        "{a}*{T}",
+        "({a} - {T})",
+        "{a}/sqrt(1 + square({T}))",
+    ),
     *("max({a}, {b})", "min({a}, {b})", "{a}/(1 + abs({b}))", "exp(-abs({a}))", "-{a}"),
     *("({a})**2", "({a})**3", "clamp({a}, -1, 1.5)", "where({a} > {b}, {c}, -{c})"),
     *("signed_sqrt({a} + 0.3)", "signed_log({a} - 0.3)"),  # their slope is infinite at 0

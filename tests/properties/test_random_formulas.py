@@ -7,7 +7,12 @@ from hypothesis import strategies as st
 from normc.analysis.agreement import LAYOUTS, Case, compare
 from tests.properties.formulas import formulas
 
-SHAPES = {2: [(4, 4), (1, 6)], 3: [(3, 4, 6), (2, 6, 1)], 4: [(2, 4, 3, 2), (1, 6, 1, 5)], 5: [(2, 4, 2, 1, 3)]}
+SHAPES = {
+    2: [(4, 4), (1, 6)],
+    3: [(3, 4, 6), (2, 6, 1)],
+    4: [(2, 4, 3, 2), (1, 6, 1, 5)],
+    5: [(2, 4, 2, 1, 3)],
+}
 CHUNKS = 8
 """Tests are cut into parts so that they can be spread over processes."""
 

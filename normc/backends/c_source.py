@@ -1,0 +1,333 @@
+"""C source: the skeleton that turns a plan into loops over (N, G, K, S), sizes and strides at run time.
+
+It walks Kernel and Sweep and decides loops, loads and stores; `normc.backends.emit` prints expressions.
+Statistics are accumulated block by block along the innermost loop (two-pass within a block, merged
+between blocks in double), always in the same order.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from normc.backends import c_math
+from normc.backends.contract import Job, Source
+from normc.backends.emit import Block, Spelling, expand, write
+from normc.language.axes import FULL, Axis, members, show
+from normc.language.expr import Expr, Var, var, variables
+from normc.language.reductions import COUNT, REDUCTIONS, E
+from normc.language.reductions import Fold as StateFold
+from normc.program.program import is_scalar
+from normc.schedule.plan import Fold, Kernel, Sweep
+
+_BLOCK = 1024  # elements folded before a merge: small enough for L1, long enough to amortise it
+
+_ONE = ("exp", "log", "sin", "cos", "tanh", "erf", "atan", "expm1", "log1p")
+_FLOAT = {fn: fn + ("_({})" if fn in c_math.FUNCTIONS else "f({})") for fn in _ONE} | {
+    "sqrt": "__builtin_sqrtf({})",
+    "abs": "__builtin_fabsf({})",
+    "pow": "powf({}, {})",
+    "max": "max_({}, {})",
+    "min": "min_({}, {})",
+    "sign": "sign_({})",
+    "where": "({} ? {} : {})",
+}
+_DOUBLE = {fn: fn + "({})" for fn in _ONE} | {
+    "sqrt": "__builtin_sqrt({})",
+    "abs": "__builtin_fabs({})",
+    "pow": "pow({}, {})",
+    "max": "wmax_({}, {})",
+    "min": "wmin_({}, {})",
+    "sign": "wsign_({})",
+    "where": "({} ? {} : {})",
+}
+
+
+def _number(value: float, suffix: str) -> str:
+    if not math.isfinite(value):
+        raise AssertionError("constants are finite")
+    text = repr(float(value))
+    return text + suffix if any(c in text for c in ".e") else text + ".0" + suffix
+
+
+WIDE = Spelling(_DOUBLE, lambda v: _number(v, ""))
+NARROW = Spelling(_FLOAT, lambda v: _number(v, "f"))
+
+_PRELUDE = """\
+typedef long i64;
+typedef {real} real;
+typedef double wide;
+"""
+
+_HELPERS = {
+    "max_": "static inline real max_(real a, real b) { return a > b || a != a ? a : b; }",
+    "min_": "static inline real min_(real a, real b) { return a < b || a != a ? a : b; }",
+    "sign_": "static inline real sign_(real a) { return (real)((a > 0) - (a < 0)); }",
+    "wmax_": "static inline wide wmax_(wide a, wide b) { return a > b || a != a ? a : b; }",
+    "wmin_": "static inline wide wmin_(wide a, wide b) { return a < b || a != a ? a : b; }",
+    "wsign_": "static inline wide wsign_(wide a) { return (wide)((a > 0) - (a < 0)); }",
+    "least": "static inline i64 least(i64 a, i64 b) { return a < b ? a : b; }",
+}  # NaN wins in max and min, as in torch
+
+
+class _Lines:
+    """Text with indentation that follows the braces."""
+
+    def __init__(self) -> None:
+        self.lines: list[str] = []
+        self._depth = 0
+
+    def add(self, *lines: str) -> None:
+        for line in lines:
+            if line.startswith("}"):
+                self._depth -= 1
+            self.lines.append("  " * self._depth + line if line else "")
+            if line.endswith("{"):
+                self._depth += 1
+
+    def close(self, count: int = 1) -> None:
+        self.add(*["}"] * count)
+
+
+def _index(axis: Axis) -> str:
+    return str(axis.name).lower()
+
+
+def _loop(axis: Axis) -> str:
+    i = _index(axis)
+    return f"for (i64 {i} = 0; {i} < {axis.name}; {i}++) {{"
+
+
+@dataclass
+class _Printer:
+    """The skeleton for one job."""
+
+    job: Job
+    out: _Lines
+
+    @property
+    def spelling(self) -> Spelling:
+        return WIDE if self.job.wide == "float64" else NARROW
+
+    # --- memory: how a variable is read and written ----------------------------------------------
+    def place(self, v: Var) -> str:
+        """The element of a tensor at the loop indices in scope."""
+        steps = [f"{_index(a)}*{v.name}_{_index(a)}" for a in members(v.axes)]
+        innermost = self.job.plan.order[-1]
+        if self.job.unit and v.axes == FULL:
+            steps = [s for a, s in zip(members(v.axes), steps, strict=True) if a != innermost]
+            steps.append(_index(innermost))
+        return f"{v.name}_ptr[{' + '.join(steps) or '0'}]"
+
+    def load(self, v: Var) -> str:
+        if v.name.startswith("|"):
+            return f"(real)({'*'.join(v.name.strip('|'))})"
+        return "eps" if is_scalar(v.name) else self.place(v)
+
+    def block(self, loops: Sequence[Axis]) -> Block:
+        return Block([Axis(0), *loops], self.spelling, self.load, "const real {} = {};")
+
+    # --- kernels ---------------------------------------------------------------------------------
+    def kernel(self, kernel: Kernel) -> None:
+        out, grid = self.out, [a for a in self.job.plan.order if a & kernel.grid]
+        out.add("", f"/* {kernel.name}: {_instances(kernel)} */")
+        if grid:
+            size = "*".join(str(a.name) for a in grid)
+            out.add(f"#pragma omp parallel for collapse({len(grid)}) schedule(static) "
+                    f"num_threads(least(threads, {size})) if(threads > 1)")  # fmt: skip
+            out.add(*[_loop(a) for a in grid])
+        else:
+            out.add("{")
+        for sweep in kernel.sweeps:
+            out.add(*_describe(sweep), "{")
+            if sweep.folds:
+                self.fold_sweep(grid, sweep)
+            else:
+                self.write_sweep(grid, sweep)
+            out.close()
+        out.close(max(1, len(grid)))
+
+    def ordered(self, axes: Axis) -> list[Axis]:
+        return [a for a in self.job.plan.order if a & axes]
+
+    def write_sweep(self, grid: list[Axis], sweep: Sweep) -> None:
+        loops = [*self.ordered(sweep.rows), *self.ordered(sweep.cols)]
+        block = self.block([*grid, *loops])
+        values = block.prepare([w.expr for w in sweep.writes])
+        self.enter(block, grid, loops, simd=True)
+        for w, value in zip(sweep.writes, values, strict=True):
+            self.out.add(f"{self.place(w.var)} = {value};")
+        self.out.close(len(loops))
+
+    def enter(self, block: Block, grid: list[Axis], loops: list[Axis], simd: bool = False) -> None:
+        """Open loops inside the grid, each followed by the temporaries of its level."""
+        for level in range(len(grid) + 1):
+            self.out.add(*block.lines[level])
+        for i, axis in enumerate(loops):
+            if simd and i == len(loops) - 1:
+                self.out.add("#pragma omp simd")
+            self.out.add(_loop(axis), *block.lines[len(grid) + 1 + i])
+
+    def fold_sweep(self, grid: list[Axis], sweep: Sweep) -> None:
+        rows, cols = self.ordered(sweep.rows), self.ordered(sweep.cols)
+        block = self.block([*grid, *rows, *cols])
+        values = block.prepare([f.arg for f in sweep.folds])
+        last, inner = cols[-1], block.lines[-1]
+        names = [f"f{i}" for i in range(len(sweep.folds))]
+        self.enter(block, grid, rows)
+        self.out.add("i64 seen = 0;")
+        for name, fold in zip(names, sweep.folds, strict=True):
+            self.out.add(*[f"wide {name}_{f.name} = 0;" for f in fold.state.folds])
+        for i, axis in enumerate(cols[:-1]):
+            self.out.add(_loop(axis), *block.lines[len(grid) + 1 + len(rows) + i])
+        size, i = last.name, _index(last)
+        self.out.add(f"for (i64 from = 0; from < {size}; from += {_BLOCK}) {{",
+                     f"const i64 to = least(from + {_BLOCK}, {size}), n_ = to - from;")  # fmt: skip
+        self.phases(sweep, names, values, inner, i)
+        for name, fold in zip(names, sweep.folds, strict=True):
+            self.merge(name, fold)
+        self.out.add("seen += n_;")
+        self.out.close(len(cols))
+        for name, fold in zip(names, sweep.folds, strict=True):
+            self.finish(name, fold)
+        self.out.close(len(rows))
+
+    def phases(
+        self, sweep: Sweep, names: list[str], values: list[str], inner: list[str], i: str
+    ) -> None:
+        """Fold one block: the n-th folds of all states share the n-th loop over it."""
+        depth = max(len(f.state.folds) for f in sweep.folds)
+        staged = [n for n, f in zip(names, sweep.folds, strict=True) if len(f.state.folds) > 1]
+        self.out.add(*[f"real {n}_stage[{_BLOCK}];" for n in staged])
+        for phase in range(depth):
+            active = [(n, f.state.folds[phase], v)
+                      for n, f, v in zip(names, sweep.folds, values, strict=True)
+                      if phase < len(f.state.folds)]  # fmt: skip
+            for name, fold, _ in active:
+                self.start(name, fold)
+            sums = [f"{n}_b_{f.name}" for n, f, _ in active if f.op == "sum"]
+            if len(sums) == len(active):
+                self.out.add(f"#pragma omp simd reduction(+:{', '.join(sums)})")
+            self.out.add(
+                f"for (i64 {i} = from; {i} < to; {i}++) {{", *(inner if phase == 0 else [])
+            )
+            for name, fold, value in active:
+                element = value if phase == 0 else f"{name}_stage[{i} - from]"
+                self.accumulate(name, fold, element, phase == 0 and name in staged, i)
+            self.out.close()
+
+    def start(self, name: str, fold: StateFold) -> None:
+        begin = {"sum": "0", "max": "-__builtin_inf()", "min": "__builtin_inf()"}[fold.op]
+        self.out.add(f"real {name}_b_{fold.name} = {begin};")
+
+    def accumulate(self, name: str, fold: StateFold, element: str, stage: bool, i: str) -> None:
+        self.out.add(f"const real {name}_e = {element};")
+        if stage:
+            self.out.add(f"{name}_stage[{i} - from] = {name}_e;")
+        each = self.state_text(fold.each, self.spelling, {E: f"{name}_e", COUNT: "(real)n_"},
+                               f"{name}_b_")  # fmt: skip
+        total = f"{name}_b_{fold.name}"
+        step = (
+            f"{total} += {each};" if fold.op == "sum" else f"{total} = {fold.op}_({each}, {total});"
+        )
+        self.out.add(step)
+
+    def state_text(
+        self, expr: Expr, spelling: Spelling, known: Mapping[Var, str], prefix: str
+    ) -> str:
+        """An expression over a state's numbers, each variable spelled with a prefix."""
+        names = {id(v): text for v, text in known.items()}
+        (body,) = expand([expr], spelling)
+        for v in variables([body]):
+            names.setdefault(id(v), prefix + v.name)
+        return write(body, spelling, names)
+
+    def merge(self, name: str, fold: Fold) -> None:
+        """Merge a block's numbers into the running ones, in double."""
+        parts = [f.name for f in fold.state.folds]
+        a = {p: var(f"{name}_{p}") for p in parts}
+        b = {p: var(f"{name}_b_{p}") for p in parts}
+        merged = fold.state.merge(a, b, var("(wide)seen"), var("(wide)n_"))
+        if all(merged[p] is a[p] + b[p] for p in parts):
+            self.out.add(*[f"{name}_{p} += {name}_b_{p};" for p in parts])
+            return
+        self.out.add(
+            "if (seen == 0) {", *[f"{name}_{p} = {name}_b_{p};" for p in parts], "} else {"
+        )
+        for p in parts:
+            self.out.add(f"const wide {name}_m_{p} = {self.state_text(merged[p], WIDE, {}, '')};")
+        self.out.add(*[f"{name}_{p} = {name}_m_{p};" for p in parts], "}")
+
+    def finish(self, name: str, fold: Fold) -> None:
+        """Turn the state into the statistics and store them."""
+        values = {f.name: var(f"{name}_{f.name}") for f in fold.state.folds}
+        for stat in fold.stats:
+            rule = REDUCTIONS[stat.op].finish
+            assert rule is not None
+            text = self.state_text(rule(values, var("(wide)seen")), WIDE, {}, "")
+            self.out.add(f"{self.place(stat.var)} = {text};")
+
+
+def _instances(kernel: Kernel) -> str:
+    return f"one instance per ({show(kernel.grid)})" if kernel.grid else "a single instance"
+
+
+def _describe(sweep: Sweep) -> list[str]:
+    what = ", ".join(f"{s.name} = {s.op}[{show(s.over)}]" for f in sweep.folds for s in f.stats)
+    what = what or "write " + ", ".join(w.name for w in sweep.writes)
+    return [f"/* {what}; reads {', '.join(v.name for v in sweep.reads) or 'nothing'} */"]
+
+
+def arguments(job: Job) -> list[tuple[Var, str]]:
+    """Every tensor of a job with its C qualifier, in the order of the pointer array."""
+    program = job.plan.program
+    ins = [(i, "const real *restrict") for i in program.inputs]
+    outs = [(o.var, "real *restrict") for o in program.outputs]
+    return [*ins, *outs, *((s.var, "real *") for s in program.stats)]
+
+
+def _signature(job: Job) -> list[str]:
+    lines = [f"void {job.entry}(void **ptr, const i64 *stride, const i64 *size, double eps_, "
+             "int threads) {",
+             "const i64 N = size[0], G = size[1], K = size[2], S = size[3];",
+             "const real eps = eps_;"]  # fmt: skip
+    for i, (v, kind) in enumerate(arguments(job)):
+        lines.append(f"{kind} {v.name}_ptr = ptr[{i}];")
+        steps = [f"{v.name}_{_index(a)} = stride[{4 * i + list(Axis).index(a)}]"
+                 for a in members(v.axes)]  # fmt: skip
+        if steps:
+            lines.append(f"const i64 {', '.join(steps)};")
+    return lines
+
+
+def _prototypes(text: str) -> str:
+    """Declarations of the libm functions that a text calls."""
+    calls = [(n, "a") for n in _ONE] + [("pow", "a, b")]
+    lines: list[str] = []
+    for name, arguments in calls:
+        for function, kind in ((name, "double"), (name + "f", "float")):
+            if re.search(rf"\b{function}\(", text):
+                inside = ", ".join(f"{kind} {a}" for a in arguments.split(", "))
+                lines.append(f"{kind} {function}({inside});")
+    return "\n".join(lines)
+
+
+def render(job: Job) -> Source:
+    """The whole translation unit of a job, headed by its formula and plan."""
+    real = {"float32": "float", "float64": "double"}[job.dtype]
+    body = _Lines()
+    body.add(*_signature(job))
+    printer = _Printer(job, body)
+    for kernel in job.plan.kernels:
+        printer.kernel(kernel)
+    body.close()
+    code = "\n".join(body.lines)
+    plan = [" * " + line for line in job.plan.show().splitlines()]
+    header = [f"/* {job.entry}", f" * {' '.join(job.formula.split())}", " *", *plan, " */"]
+    used = [text for name, text in _HELPERS.items() if re.search(rf"\b{name}\(", code)]
+    libm, own = _prototypes(code), c_math.definitions(code)
+    declared = [text for text in (_PRELUDE.format(real=real) + libm, own, *used) if text]
+    parts = [*header, *declared, "", code, ""]
+    return Source("\n".join(parts), job.entry, ".c")
