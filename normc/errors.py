@@ -1,7 +1,7 @@
 """Errors: what went wrong, where in the formula, and what to do about it.
 
-Every error a user can cause is a `NormcError` and a `ValueError`. A `FormulaError` points at its place
-in the text with a caret; a `ShapeError` names the input or sub-expression that does not fit.
+Every error a user can cause is a `NormcError` and a `ValueError`. A `FormulaError` points at its
+place in the text with a caret; a `ShapeError` names the input or sub-expression that does not fit.
 """
 
 from __future__ import annotations

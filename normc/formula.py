@@ -56,13 +56,13 @@ class Formula:
 
     def latex(self) -> str:
         """The formula in LaTeX."""
-        from normc.program.algebra import latex_definition
+        from normc.program.latex import latex_definition
 
         return latex_definition(self.definition)
 
     def canonical(self) -> Formula:
         """The same layer in canonical form: equal layers get equal text. Bounded in time."""
-        from normc.program.algebra import canonical
+        from normc.program.canonical import canonical
 
         return Formula(show(canonical(self.definition)), self._name, self.entry)
 

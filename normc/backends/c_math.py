@@ -1,10 +1,11 @@
-"""Vector mathematics for the C backend: float32 functions that a compiler turns into SIMD by itself.
+"""Vector mathematics for the C backend: float32 functions that a compiler turns into SIMD by
+itself.
 
-Each is branch-free, so that `#pragma omp simd` vectorises it, and uses explicit fused multiply-adds, so
-that it gives the same bits in a vector, in a loop's remainder and in every kernel it appears in. The
-polynomials are our own least-maximum fits on the reduced ranges; the errors in the comments are
-measured against float64 by tests/backends/test_c_math.py. NaN and infinities are as in libm. Float64
-goes to libm, whose scalar functions have the same property.
+Each is branch-free, so that `#pragma omp simd` vectorises it, and uses explicit fused
+multiply-adds, so that it gives the same bits in a vector, in a loop's remainder and in every kernel
+it appears in. The polynomials are our own least-maximum fits on the reduced ranges; the errors in
+the comments are measured against float64 by tests/backends/test_c_math.py. NaN and infinities are
+as in libm. Float64 goes to libm, whose scalar functions have the same property.
 """
 
 from __future__ import annotations

@@ -1,8 +1,9 @@
-"""C source: the skeleton that turns a plan into loops over (N, G, K, S), sizes and strides at run time.
+"""C source: the skeleton that turns a plan into loops over (N, G, K, S), sizes and strides at run
+time.
 
-It walks Kernel and Sweep and decides loops, loads and stores; `normc.backends.emit` prints expressions.
-Statistics are accumulated block by block along the innermost loop (two-pass within a block, merged
-between blocks in double), always in the same order.
+It walks Kernel and Sweep and decides loops, loads and stores; `normc.backends.emit` prints
+expressions. Statistics are accumulated block by block along the innermost loop (two-pass within a
+block, merged between blocks in double), always in the same order.
 """
 
 from __future__ import annotations

@@ -1,8 +1,9 @@
 """The contract between a Plan and the machine: what a backend is given and what it gives back.
 
-A backend is one file in this folder, found by its name. It offers ``backend``, a `Backend`: `render`
-turns a `Job` into readable source, `load` turns the source into a function, and the function runs the
-job on tensors. Tensors arrive as they are, any strides; statistics come back over their kept axes.
+A backend is one file in this folder, found by its name. It offers ``backend``, a `Backend`:
+`render` turns a `Job` into readable source, `load` turns the source into a function, and the
+function runs the job on tensors. Tensors arrive as they are, any strides; statistics come back over
+their kept axes.
 """
 
 from __future__ import annotations

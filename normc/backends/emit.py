@@ -1,9 +1,9 @@
 """Emit: expressions to statements, each at the loop level of its axes; knows nothing of memory.
 
-A backend's *skeleton* decides loops, loads and stores; this *printer* turns expressions into text with
-the backend's table of spellings. `Block` cuts an expression DAG by loop level: what does not vary in
-the innermost loop becomes a named temporary in the loop where it does, and what is used twice is
-computed once.
+A backend's *skeleton* decides loops, loads and stores; this *printer* turns expressions into text
+with the backend's table of spellings. `Block` cuts an expression DAG by loop level: what does not
+vary in the innermost loop becomes a named temporary in the loop where it does, and what is used
+twice is computed once.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ _ATOM = 9
 
 @dataclass(frozen=True)
 class Spelling:
-    """How a target language writes primitives; operators and comparisons are the same everywhere."""
+    """How a target language writes primitives; operators and comparisons are shared."""
 
     functions: Mapping[str, str]  # primitive -> format string over its arguments
     number: Callable[[float], str]

@@ -1,7 +1,7 @@
 """The torch backend: plain torch ops, one per node of the Program. Slow, and it runs everywhere.
 
-Statistics are two-pass, in float32 (float64 for float64 tensors) whatever the storage type. The source
-it prints is the Program itself: there is nothing to compile.
+Statistics are two-pass, in float32 (float64 for float64 tensors) whatever the storage type. The
+source it prints is the Program itself: there is nothing to compile.
 """
 
 from __future__ import annotations

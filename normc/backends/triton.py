@@ -27,7 +27,7 @@ from normc.backends import cache
 from normc.backends.contract import Job, Run, Source
 from normc.backends.memory import Strides, empty, full_input, strides_of, unview, view, walkable
 from normc.backends.tiles import source
-from normc.backends.tiling import Config, Form, choose
+from normc.backends.tiling import Config, choose
 from normc.errors import BackendError
 from normc.language.axes import CHANNEL, FULL, NONE, Axis
 from normc.language.expr import Var

@@ -7,7 +7,7 @@ it puts after each convolution. Split, batches and weights follow from the seed 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Generator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from statistics import median
@@ -65,7 +65,7 @@ def net(layer: MakeLayer) -> nn.Sequential:
 
 
 @contextmanager
-def one_thread() -> Iterator[None]:
+def one_thread() -> Generator[None]:
     """Torch and the kernels on one thread: on images this small, more would measure waiting."""
     before = torch.get_num_threads()
     torch.set_num_threads(1)

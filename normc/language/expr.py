@@ -2,10 +2,11 @@
 
     Expr ::= Const(value) | Var(name, axes) | Call(fn, args) | Reduce(op, axes, arg)
 
-Equal expressions are one object: equality is ``is``, every pass memoises for free, and a formula is a
-DAG whose size is its number of distinct nodes. Build nodes with `const`, `var`, `call`, `reduce` or
-with Python's operators, never with the classes, which serve for matching. ``expr.axes`` is the set of
-axes over which the value varies. No function here recurses: depth is bounded by memory alone.
+Equal expressions are one object: equality is ``is``, every pass memoises for free, and a formula is
+a DAG whose size is its number of distinct nodes. Build nodes with `const`, `var`, `call`, `reduce`
+or with Python's operators, never with the classes, which serve for matching. ``expr.axes`` is the
+set of axes over which the value varies. No function here recurses: depth is bounded by memory
+alone.
 """
 
 from __future__ import annotations
@@ -74,7 +75,7 @@ class Const(Node):
 
 @dataclass(frozen=True, eq=False)
 class Var(Node):
-    """A tensor or scalar known by name: an input, a parameter, a saved statistic, ``eps``, a count."""
+    """A tensor or scalar known by name: an input, a parameter, a statistic, ``eps``, a count."""
 
     name: str
     axes: Axis

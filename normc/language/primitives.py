@@ -1,11 +1,12 @@
-"""Primitives: one row per element-wise function; a new row is at once parsed, differentiated,
-spelled by every backend, tested, documented and searched.
+"""Primitives, long because it is one table: a row for each element-wise function.
 
-A row with ``body=None`` is a *core* function, which every backend spells. Any other row has a body in
-core functions (or in rows above it), into which a backend that does not spell it expands it. The
+A new row is at once parsed, differentiated, spelled by every backend, tested, documented, searched.
+
+A row with ``body=None`` is a *core* function, which every backend spells. Any other row has a body
+in core functions (or in rows above it), into which a backend that does not spell it expands it. The
 partial derivatives come from sympy (`normc.program.algebra`) unless the row gives its own, stabler
-closed form. ``reference`` is the independent oracle in plain torch, ``probe`` the range it is tested
-over, ``kinks`` the points where torch's convention for the derivative has to be met:
+closed form. ``reference`` is the independent oracle in plain torch, ``probe`` the range it is
+tested over, ``kinks`` the points where torch's convention for the derivative has to be met:
 relu'(0) = 0, abs'(0) = 0, ties of max and min share the gradient equally.
 """
 

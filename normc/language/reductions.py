@@ -2,12 +2,13 @@
 backend, tested and documented.
 
 A *surface* row (`std`, `rms`, `l2`, ...) has ``lower``: its definition by other rows. A *core* row
-(`sum`, `mean`, `var`, `max`, `min`) has a ``state``, which says how a block of elements is folded into
-a few numbers and how the numbers of two blocks are merged, so that any backend can compute it in one
-read, in tiles, split over threads or programs, always in a fixed order. `finish` turns the state into
-the value and `derivative` gives the contribution to the adjoint of the argument.
+(`sum`, `mean`, `var`, `max`, `min`) has a ``state``, which says how a block of elements is folded
+into a few numbers and how the numbers of two blocks are merged, so that any backend can compute it
+in one read, in tiles, split over threads or programs, always in a fixed order. `finish` turns the
+state into the value and `derivative` gives the contribution to the adjoint of the argument.
 
-`var` is first-class: two-pass within a block and Chan's merge between blocks, never E[x^2] - E[x]^2.
+`var` is first-class: two-pass within a block and Chan's merge between blocks, never E[x^2] -
+E[x]^2.
 """
 
 from __future__ import annotations
@@ -46,7 +47,7 @@ Values = Mapping[str, Expr]
 
 @dataclass(frozen=True)
 class State:
-    """How blocks are folded and merged; ``merge(a, b, na, nb)`` of two blocks of na, nb elements."""
+    """How blocks are folded and merged; ``merge(a, b, na, nb)`` of blocks of na and nb elements."""
 
     name: str
     folds: tuple[Fold, ...]

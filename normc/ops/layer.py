@@ -1,4 +1,4 @@
-"""Layer: a formula as a torch module, with parameters, running statistics, training and evaluation."""
+"""Layer: a formula as a torch module, with parameters, running statistics and two modes."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ from normc.program.running import Running
 class Layer(nn.Module):
     """A formula over ``num_channels`` channels, in place of a normalization(-activation) layer.
 
-    Its parameters carry the formula's names. Statistics over the batch have running buffers, updated
-    in training as nn.BatchNorm does (``momentum``, None for a cumulative average; the variance
-    unbiased) and used in evaluation; ``track_running_stats=False`` uses the batch in both.
+    Its parameters carry the formula's names. Statistics over the batch have running buffers,
+    updated in training as nn.BatchNorm does (``momentum``, None for a cumulative average; the
+    variance unbiased) and used in evaluation; ``track_running_stats=False`` uses the batch in both.
 
     >>> layer = Layer("x*sigmoid(v*x)/group_std(x)*gamma + beta", 64, groups=8)
     >>> sorted(name for name, _ in layer.named_parameters())
@@ -96,8 +96,7 @@ class Layer(nn.Module):
     def forward(self, x: Tensor, **inputs: Tensor) -> Result:
         """Run the formula on x, ``num_channels`` along ``channel_dim``; inputs by name."""
         self._check(x, inputs)
-        tensors = dict(self.named_parameters(recurse=False)) | inputs
-        given = {n: t for n, t in tensors.items()}
+        given: dict[str, Tensor] = {**dict(self.named_parameters(recurse=False)), **inputs}
         if self.running and not self.training:
             buffers = {r.stat: self.get_buffer(r.name) for r in self.running}
             results, _ = self._run(x, given, mode="frozen", buffers=buffers)

@@ -1,9 +1,10 @@
 """Derive: reverse mode maps a Program to a Program.
 
-Statistics are symbols: the outputs are differentiated with respect to inputs and statistics, then each
-statistic, last first, hands its adjoint on to its argument by its row's derivative. The adjoint of a
-value that was broadcast is a sum over the axes it lacks, which is how parameter gradients and the
-adjoints of statistics both arise. The derivatives of primitives come from `normc.program.algebra`.
+Statistics are symbols: the outputs are differentiated with respect to inputs and statistics, then
+each statistic, last first, hands its adjoint on to its argument by its row's derivative. The
+adjoint of a value that was broadcast is a sum over the axes it lacks, which is how parameter
+gradients and the adjoints of statistics both arise. The derivatives of primitives come from
+`normc.program.algebra`.
 """
 
 from __future__ import annotations

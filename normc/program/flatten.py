@@ -1,7 +1,8 @@
 """Flatten: expressions with statistics inside become a straight-line Program.
 
-Surface statistics are lowered to core rows (`std` to `sqrt(var + eps)`), a statistic over axes that its
-argument lacks loses them (a sum is multiplied by their count instead), and equal statistics are one.
+Surface statistics are lowered to core rows (`std` to `sqrt(var + eps)`), a statistic over axes that
+its argument lacks loses them (a sum is multiplied by their count instead), and equal statistics are
+one.
 """
 
 from __future__ import annotations

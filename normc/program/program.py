@@ -20,9 +20,8 @@ from normc.language.expr import Expr, Reduce, Var, postorder, rewrite, var, vari
 from normc.language.reductions import EPS, REDUCTIONS, State
 from normc.language.show import show_expr
 
-
 COTANGENT = "d_"
-"""Prefix of cotangents: the gradient arriving at output ``y`` is ``d_y``, leaving for x is ``d_x``."""
+"""Prefix of cotangents: what arrives at output ``y`` is ``d_y``, what leaves for x is ``d_x``."""
 
 
 @dataclass(frozen=True)
@@ -130,9 +129,9 @@ def verify(program: Program) -> Program:
         for node in postorder([expr]):
             if isinstance(node, Reduce):
                 raise NormcError(f"internal: a statistic is left inside {where}")
-            if isinstance(node, Var) and not is_scalar(node.name):
-                if known.get(node.name) != node.axes:
-                    raise NormcError(f"internal: {where} reads `{node.name}` before it is known")
+        for v in tensors([expr]):
+            if known.get(v.name) != v.axes:
+                raise NormcError(f"internal: {where} reads `{v.name}` before it is known")
 
     for stat in program.stats:
         check(stat.arg, stat.name)

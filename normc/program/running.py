@@ -1,7 +1,8 @@
 """Running statistics: which statistics cross samples, and the programs that track or replace them.
 
-Training computes them from the batch and hands them out; evaluation is `freeze`: they become inputs.
-Nothing here knows a layer's name: any statistic over N has a running counterpart, nested ones too.
+Training computes them from the batch and hands them out; evaluation is `freeze`: they become
+inputs. Nothing here knows a layer's name: any statistic over N has a running counterpart, nested
+ones too.
 """
 
 from __future__ import annotations

@@ -1,10 +1,10 @@
 """Tidy: the algebra that matters for speed and keeps every float's meaning.
 
-Products are regrouped so that coarse factors meet first (``gamma*rstd`` once per channel, not once per
-element), division by a coarse value becomes multiplication by its reciprocal, factors which do not
-vary over the reduced axes leave a sum, and a sum whose factors vary over different axes is split into
-a finer and a coarser one (``sum[K S] gamma*h`` is ``sum[K] gamma*sum[S] h``), which parameter gradients
-then share. Sums of terms are never reassociated: ``(x - mean)`` stays centred.
+Products are regrouped so that coarse factors meet first (``gamma*rstd`` once per channel, not once
+per element), division by a coarse value becomes multiplication by its reciprocal, factors which do
+not vary over the reduced axes leave a sum, and a sum whose factors vary over different axes is
+split into a finer and a coarser one (``sum[K S] gamma*h`` is ``sum[K] gamma*sum[S] h``), which
+parameter gradients then share. Sums of terms are never reassociated: ``(x - mean)`` stays centred.
 """
 
 from __future__ import annotations
@@ -109,13 +109,11 @@ def _like_terms(a: Expr, b: Expr, sign: int) -> Expr | None:
 
 
 def _power(node: Call) -> Expr:
-    """Small integer powers are products, half powers are roots."""
+    """Small integer powers are products."""
     base, exponent = node.args
     if not isinstance(exponent, Const):
         return node
     value = exponent.value
-    if value == 0.5:
-        return call("sqrt", base)
     if value != int(value) or not 1 <= abs(value) <= 16:
         return node
     whole = _repeat(base, int(abs(value)))

@@ -4,10 +4,11 @@
     kernel ::= grid axes, {sweep}            one launch; one instance per index over the grid's axes
     sweep  ::= rows, cols, {fold | write}    one pass; for each row index, a loop over the columns
 
-An instance of a kernel runs its sweeps in order. In a sweep it visits, for every index over ``rows``,
-all indices over ``cols``: it accumulates statistics over the columns and stores them per (grid, rows),
-or writes outputs at (grid, rows, cols). A later sweep or kernel reads what was stored. Kernels follow
-each other in stream order, so a statistic may cross instances only from one kernel to a later one.
+An instance of a kernel runs its sweeps in order. In a sweep it visits, for every index over
+``rows``, all indices over ``cols``: it accumulates statistics over the columns and stores them per
+(grid, rows), or writes outputs at (grid, rows, cols). A later sweep or kernel reads what was
+stored. Kernels follow each other in stream order, so a statistic may cross instances only from one
+kernel to a later one.
 """
 
 from __future__ import annotations

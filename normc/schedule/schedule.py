@@ -2,9 +2,11 @@
 
 1. The statistics on which full-size outputs depend form *stages*. The grid of a stage is the set of
    axes that all its statistics keep: then no value crosses instances inside a kernel. A statistic
-   joins the current stage while one grid contains the other and something is left to run in parallel.
-2. The other statistics, parameter gradients above all, ride in an existing stage where its grid allows,
-   if need be as a partial sum whose finishing sum runs in a later, tiny kernel: always in fixed order,
+   joins the current stage while one grid contains the other and something is left to run in
+   parallel.
+2. The other statistics, parameter gradients above all, ride in an existing stage where its grid
+allows,
+   if need be as a partial sum whose finishing sum runs in a later, tiny kernel: in fixed order,
    no atomics, bitwise repeatable.
 3. Outputs are written in the stage of the last statistic they read.
 4. In a stage, statistics of one level over the same rows and columns share a sweep.
@@ -43,7 +45,7 @@ def schedule(program: Program, order: tuple[Axis, ...] = CHANNELS_FIRST) -> Plan
 
 
 def pointwise_grid(order: tuple[Axis, ...]) -> Axis:
-    """The grid where no statistic asks for one: all but the innermost axis (channels count as one)."""
+    """The grid where no statistic asks for one: all but the innermost axis (channels are one)."""
     return FULL & ~innermost(order)
 
 

@@ -1,4 +1,5 @@
-"""Every formula of the zoo on every layout, value and all gradients, C and torch against the oracle."""
+"""Every formula of the zoo on every layout, value and all gradients, C and torch against the
+oracle."""
 
 import pytest
 
@@ -12,8 +13,8 @@ TEXTS = {"readme": README} | {name: f.text for name, f in normc.zoo.items()}
 SHAPES = {2: (6, 24), 3: (3, 5, 24), 4: (3, 12, 7, 5), 5: (2, 8, 3, 2, 5)}
 
 CANCELLING = {"switchable_norm"}
-"""Rows with gradients (of logits) that cancel to a thousandth of their terms: judged, as plain rows of
-one element per channel are, against plain torch's own error in the same dtype."""
+"""Rows with gradients (of logits) that cancel to a thousandth of their terms: judged, as plain rows
+of one element per channel are, against plain torch's own error in the same dtype."""
 
 pytestmark = pytest.mark.cpu
 

@@ -133,7 +133,8 @@ def test_deepcopy_state_and_training_are_independent():
 def test_a_layer_trains_in_a_network():
     torch.manual_seed(0)
     net = nn.Sequential(
-        nn.Conv2d(1, 8, 3), normc.Layer(normc.zoo["evonorm_s0"], 8, groups=4), nn.Flatten(), nn.LazyLinear(2)
+        nn.Conv2d(1, 8, 3), normc.Layer(normc.zoo["evonorm_s0"], 8, groups=4), nn.Flatten(),
+        nn.LazyLinear(2)
     )  # fmt: skip
     x, y = torch.randn(32, 1, 6, 6), torch.randint(0, 2, (32,))
     optimiser = torch.optim.SGD((net(x), net)[1].parameters(), lr=0.05, momentum=0.9)

@@ -85,10 +85,9 @@ def test_factors_leave_sums_and_sums_split_by_level():
         (0.5 * X + 0.5 * X, X),
         (GAMMA * X - 3 * (GAMMA * X), -2.0 * GAMMA * X),
         (X * 1, X),
-        (-(-X), X),
+        (-1 * -X, X),
         (const(2) * const(3) * X, 6 * X),
         (X**2, X * X),
-        (call("pow", X, 0.5), call("sqrt", X)),
         (X / GAMMA, (1 / GAMMA) * X),
         (X * GAMMA * X, GAMMA * (X * X)),
     ],
@@ -97,7 +96,9 @@ def test_local_rules(before, after):
     assert simplify(before) is after
 
 
-@pytest.mark.parametrize("expr", [X * 0, X / X, X - X, GAMMA * (X - GAMMA), call("sqrt", X * X)])
+@pytest.mark.parametrize(
+    "expr", [X * 0, X / X, X - X, GAMMA * (X - GAMMA), call("sqrt", X * X), X**0.5]
+)
 def test_what_may_hide_a_nan_or_a_cancellation_is_left_alone(expr):
     kept = simplify(expr)
     assert kept is expr or kept is 0 * X

@@ -12,11 +12,14 @@ from normc.language.axes import AXIS_SETS
 from normc.language.reductions import REDUCTIONS
 
 UNARY = (
-    "sigmoid tanh relu silu gelu gelu_tanh softplus mish elu abs square erf "
-    "sin cos atan leaky_relu relu6 hardtanh hardsigmoid hardswish selu logsigmoid sign"
-).split()
+    *("sigmoid", "tanh", "relu", "silu", "gelu", "gelu_tanh", "softplus", "mish", "elu", "abs"),
+    *("square", "erf", "sin", "cos", "atan", "leaky_relu", "relu6", "hardtanh", "hardsigmoid"),
+    *("hardswish", "selu", "logsigmoid", "sign"),
+)
 AXES = ("n", "s", "c", "k", "g", "n,c", "n,g", "c,s", "k,s", "g,s", "n,k", "n,c,s")
-LEAVES = ("x", "x", "x", "x", "v", "gamma", "alpha", "scale", "residual", "eps", "0.5", "2", "1.25")
+LEAVES = (
+    *("x", "x", "x", "x", "v", "gamma", "alpha", "scale", "residual", "eps", "0.5", "2", "1.25"),
+)
 TEMPLATES = (
     *(
         "({a} + {b})",

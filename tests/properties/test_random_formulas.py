@@ -1,4 +1,4 @@
-"""Random formulas x shapes x layouts: value and every gradient of each backend against the oracle."""
+"""Random formulas x shapes x layouts: value and every gradient against the oracle."""
 
 import pytest
 from hypothesis import given, seed, settings
