@@ -86,7 +86,7 @@ def jobs(
     if found.backward is not None:
         parts.append(("backward", found.backward, (), (*found.saved, *frozen)))
     for part, program, saved, dense in parts:
-        plan = schedule(program, target.order)
+        plan = schedule(program, target.order, contract.find(target.backend).carries)
         plan = Plan(plan.program, plan.kernels, plan.order, saved)
         made.append(Job(label, part, text, plan, target.dtype, dense, target.unit))
     return made

@@ -20,7 +20,7 @@ from torch import Tensor
 
 from normc import config
 from normc.backends import cache
-from normc.backends.c_source import arguments, render
+from normc.backends.c_source import PARTS, arguments, render
 from normc.backends.contract import Job, Run, Source
 from normc.backends.memory import Strides, dense_strides, empty, full_input, strides_of, walkable
 from normc.errors import BackendError
@@ -33,6 +33,7 @@ class CBackend:
     """Prints, compiles and loads C."""
 
     name = "c"
+    carries = True
 
     def why_not(self, dtype: str, device: str) -> str:
         if device != "cpu":
@@ -128,7 +129,10 @@ class _Runner:
             strides += self._strides(v, (given | outs)[v.name], geometry)
         for s in program.stats:
             strides += dense_strides(s.kept, geometry)
-        every = [*given.values(), *outs.values(), *stats.values()]
+        parts = [self._room(s, geometry, PARTS) for s in self.job.plan.carries]
+        for s in self.job.plan.carries:
+            strides += dense_strides(s.kept, geometry)
+        every = [*given.values(), *outs.values(), *stats.values(), *parts]
         self.function(
             self.pointers(*(t.data_ptr() for t in every)),
             self.steps(*strides),
@@ -150,5 +154,6 @@ class _Runner:
         assert found is not None, "walkable tensors have strides"
         return found
 
-    def _room(self, stat: Stat, geometry: Geometry) -> Tensor:
-        return torch.empty(geometry.sizes(stat.kept), dtype=self.real)
+    def _room(self, stat: Stat, geometry: Geometry, times: int = 1) -> Tensor:
+        n, *rest = geometry.sizes(stat.kept)
+        return torch.empty((times * n, *rest), dtype=self.real)

@@ -20,8 +20,11 @@ from normc.language.axes import FULL, Axis, members, show
 from normc.language.expr import Expr, Var, var, variables
 from normc.language.reductions import COUNT, REDUCTIONS, E
 from normc.language.reductions import Fold as StateFold
-from normc.program.program import is_scalar
+from normc.program.program import Stat, is_scalar
 from normc.schedule.plan import Fold, Kernel, Sweep
+
+PARTS = 64
+"""Into how many parts a grid is cut that sums are carried over, however many threads there are."""
 
 _BLOCK = 1024  # elements folded before a merge: small enough for L1, long enough to amortise it
 
@@ -132,12 +135,13 @@ class _Printer:
 
     # --- kernels ---------------------------------------------------------------------------------
     def kernel(self, kernel: Kernel) -> None:
-        out, grid = self.out, [a for a in self.job.plan.order if a & kernel.grid]
+        out, grid = self.out, self.ordered(kernel.grid)
         out.add("", f"/* {kernel.name}: {_instances(kernel)} */")
-        if grid:
+        if kernel.carries:
+            self.enter_parts(kernel, grid)
+        elif grid:
             size = "*".join(str(a.name) for a in grid)
-            out.add(f"#pragma omp parallel for collapse({len(grid)}) schedule(static) "
-                    f"num_threads(least(threads, {size})) if(threads > 1)")  # fmt: skip
+            out.add(f"#pragma omp parallel for collapse({len(grid)}) {_threads(size)}")
             out.add(*[_loop(a) for a in grid])
         else:
             out.add("{")
@@ -148,7 +152,47 @@ class _Printer:
             else:
                 self.write_sweep(grid, sweep)
             out.close()
-        out.close(max(1, len(grid)))
+        out.close(2 if kernel.carries else max(1, len(grid)))
+        for stat in kernel.carries:
+            self.finish_parts(stat, grid)
+
+    def enter_parts(self, kernel: Kernel, grid: list[Axis]) -> None:
+        """Cut the grid into parts, each with accumulators of its own for what is carried."""
+        out, total = self.out, "*".join(str(a.name) for a in grid)
+        out.add(f"const i64 parts = least({PARTS}, {total});")
+        out.add(f"#pragma omp parallel for {_threads('parts')}")
+        out.add("for (i64 part = 0; part < parts; part++) {")
+        for stat in kernel.carries:
+            count = _count(stat.kept)
+            out.add(
+                f"for (i64 i = 0; i < {count}; i++) {stat.name}_parts_ptr[part*{count} + i] = 0;"
+            )
+        out.add(f"for (i64 at = part*({total})/parts; at < (part + 1)*({total})/parts; at++) {{")
+        inner = [str(a.name) for a in grid]
+        for i, axis in enumerate(grid):
+            below = "*".join(inner[i + 1 :])
+            index = f"at/({below})" if below else "at"
+            wrap = f"%{axis.name}" if i else ""
+            out.add(f"const i64 {_index(axis)} = {index}{wrap};")
+
+    def part(self, stat: Stat) -> str:
+        """The accumulator of a carried sum in the current part."""
+        steps = [f"{_index(a)}*{stat.name}_{_index(a)}" for a in members(stat.kept)]
+        return f"{stat.name}_parts_ptr[{' + '.join([f'part*{_count(stat.kept)}', *steps])}]"
+
+    def finish_parts(self, stat: Stat, grid: list[Axis]) -> None:
+        """Add up the parts of a carried sum, always in the same order."""
+        rule = REDUCTIONS[stat.op].finish
+        assert rule is not None
+        count = "*".join(str(a.name) for a in grid)
+        kept = self.ordered(stat.kept)
+        self.out.add(f"/* {stat.name}: the parts together */", "{", *[_loop(a) for a in kept])
+        self.out.add(
+            "wide t = 0;", f"for (i64 part = 0; part < parts; part++) t += {self.part(stat)};"
+        )
+        value = self.state_text(rule({"t": var("t")}, var(f"(wide)({count})")), WIDE, {}, "")
+        self.out.add(f"{self.place(stat.var)} = {value};")
+        self.out.close(len(kept) + 1)
 
     def ordered(self, axes: Axis) -> list[Axis]:
         return [a for a in self.job.plan.order if a & axes]
@@ -156,10 +200,12 @@ class _Printer:
     def write_sweep(self, grid: list[Axis], sweep: Sweep) -> None:
         loops = [*self.ordered(sweep.rows), *self.ordered(sweep.cols)]
         block = self.block([*grid, *loops])
-        values = block.prepare([w.expr for w in sweep.writes])
+        values = block.prepare(sweep.exprs)
         self.enter(block, grid, loops, simd=True)
-        for w, value in zip(sweep.writes, values, strict=True):
-            self.out.add(f"{self.place(w.var)} = {value};")
+        places = [f"{self.place(w.var)} =" for w in sweep.writes]
+        places += [f"{self.part(s)} +=" for s in sweep.carries]
+        for place, value in zip(places, values, strict=True):
+            self.out.add(f"{place} {value};")
         self.out.close(len(loops))
 
     def enter(self, block: Block, grid: list[Axis], loops: list[Axis], simd: bool = False) -> None:
@@ -271,6 +317,16 @@ class _Printer:
             self.out.add(f"{self.place(stat.var)} = {text};")
 
 
+def _threads(instances: str) -> str:
+    return f"schedule(static) num_threads(least(threads, {instances})) if(threads > 1)"
+
+
+def _count(axes: Axis) -> str:
+    """The number of elements over axes, as a factor."""
+    names = [str(a.name) for a in members(axes)]
+    return f"({'*'.join(names)})" if len(names) > 1 else "".join(names) or "1"
+
+
 def _instances(kernel: Kernel) -> str:
     return f"one instance per ({show(kernel.grid)})" if kernel.grid else "a single instance"
 
@@ -278,15 +334,22 @@ def _instances(kernel: Kernel) -> str:
 def _describe(sweep: Sweep) -> list[str]:
     what = ", ".join(f"{s.name} = {s.op}[{show(s.over)}]" for f in sweep.folds for s in f.stats)
     what = what or "write " + ", ".join(w.name for w in sweep.writes)
+    if sweep.carries:
+        what += "; carry " + ", ".join(s.name for s in sweep.carries)
     return [f"/* {what}; reads {', '.join(v.name for v in sweep.reads) or 'nothing'} */"]
 
 
 def arguments(job: Job) -> list[tuple[Var, str]]:
-    """Every tensor of a job with its C qualifier, in the order of the pointer array."""
+    """Every tensor of a job with its C qualifier, in the order of the pointer array.
+
+    Inputs, outputs, statistics, and the parts of what is carried: `PARTS` times as large as it.
+    """
     program = job.plan.program
     ins = [(i, "const real *restrict") for i in program.inputs]
     outs = [(o.var, "real *restrict") for o in program.outputs]
-    return [*ins, *outs, *((s.var, "real *") for s in program.stats)]
+    stats = [(s.var, "real *") for s in program.stats]
+    parts = [(var(f"{s.name}_parts", s.kept), "real *") for s in job.plan.carries]
+    return [*ins, *outs, *stats, *parts]
 
 
 def _signature(job: Job) -> list[str]:

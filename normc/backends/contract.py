@@ -66,6 +66,7 @@ class Backend(Protocol):
     """One way to run a job."""
 
     name: str
+    carries: bool  # whether sums may be carried from one instance of a kernel to the next
 
     def why_not(self, dtype: str, device: str) -> str:
         """Why this backend cannot run here on tensors like these; empty if it can."""

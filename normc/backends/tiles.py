@@ -3,10 +3,10 @@
     source ::= header, {function of `tile_functions`}, {kernel, in both its forms}
     kernel ::= signature, indices of the program, {sweep}
 
-The dimensions of tiles and the two forms are those of `normc.backends.tiling`. A statistic is folded
-over a tile, two-pass where its state asks for it, and in the streaming form merged with what earlier
-tiles gave, always in the same order. A statistic per row that a later sweep reads goes through memory,
-behind a barrier; every other value stays in registers. Loads cast up, stores cast down.
+The dimensions of tiles and the two forms are those of `normc.backends.tiling`. A statistic is
+folded over a tile, two-pass where its state asks for it, and in the streaming form merged with what
+earlier tiles gave, always in the same order. A statistic per row that a later sweep reads goes
+through memory, behind a barrier; every other value stays in registers.
 """
 
 from __future__ import annotations

@@ -1,10 +1,10 @@
-"""Tiling: the forms a kernel of a plan can take, what it is launched with, and how big its tiles are.
+"""Tiling: the forms a kernel of a plan can take, what it is launched with, and its tiles' sizes.
 
-Every axis is one dimension of a tile, and a dimension's extent is a power of two: so no index is ever
-taken apart by division, and layouts are strides. Groups and channels are one dimension, ``c``, where a
-kernel never tells them apart. A program takes a block of indices along each axis of the grid and walks
-the others. In the *resident* form these lie in one tile, whole; in the *streaming* form every sweep
-loops over them in blocks of its own.
+Every axis is one dimension of a tile, and a dimension's extent is a power of two: so no index is
+ever taken apart by division, and layouts are strides. Groups and channels are one dimension, ``c``,
+where a kernel never tells them apart. A program takes a block of indices along each axis of the
+grid and walks the others. In the *resident* form these lie in one tile, whole; in the *streaming*
+form every sweep loops over them in blocks of its own.
 """
 
 from __future__ import annotations
@@ -161,25 +161,28 @@ class Config:
     warps: int
 
 
-ON_CHIP = 16384  # elements of all tensors together that a program keeps in registers
-STREAMED = 2048  # elements of all tensors together that a loop reads at once
-COALESCED = 32  # neighbours in memory that a program should read, where it has the choice
+ON_CHIP = 16384  # float32 numbers of all tensors together that a program keeps in registers
+STREAMED = 2048  # of all tensors together that a loop reads at once
+NEIGHBOURS = (32, 16, 8, 4)  # instances next to each other in memory that a program takes
+SECTOR = 32  # bytes of memory that are read together at the least
 SMALL = 1024  # elements below which a program takes several instances
-PROGRAMS = 1024  # of which this many should be left
+PROGRAMS = 1024  # that keep a large GPU busy
 
 
 def choose(job: Job, kernel: Kernel, geometry: Geometry) -> Config:
-    """The configuration without a device to try it on: resident if it fits, tiles by the byte."""
+    """The configuration without a device to try it on: resident if everything fits on chip."""
     form = Form(job, kernel, True)
     sizes = {d.letter: geometry.count(d.axes) for d in form.sizes}
-    tensors = max(1, sum(v.axes == FULL for v in kernel.reads))
-    lanes = _lanes(form, sizes)
-    if (
-        prod(ceiling(sizes[d.letter]) for d in form.free) * prod(lanes.values()) * tensors
-        <= ON_CHIP
-    ):
-        return _resident(form, sizes, lanes)
-    return _streaming(Form(job, kernel, False), sizes, lanes, STREAMED // tensors)
+    weight = max(1, sum(v.axes == FULL for v in kernel.reads)) * _bytes(job.wide) // 4
+    whole = {d.letter: ceiling(sizes[d.letter]) for d in form.free}
+    widths = [n for n in NEIGHBOURS if n * _bytes(job.dtype) >= SECTOR]
+    choices = [_lanes(form, sizes, width) for width in widths]
+    fitting = [c for c in choices if prod((whole | c).values()) * weight <= ON_CHIP]
+    busy = [c for c in fitting or choices if _programs(form, sizes, c) >= PROGRAMS]
+    lanes = (busy or (fitting or choices)[-1:])[0]
+    if fitting:
+        return _resident(form, sizes, whole | lanes)
+    return _streaming(Form(job, kernel, False), sizes, lanes, max(1, STREAMED // weight))
 
 
 def ceiling(size: int) -> int:
@@ -187,41 +190,47 @@ def ceiling(size: int) -> int:
     return 1 << max(0, size - 1).bit_length()
 
 
-def _lanes(form: Form, sizes: Mapping[str, int]) -> dict[str, int]:
-    """Instances per program: neighbours, where neighbours in memory are other instances."""
+def _bytes(dtype: str) -> int:
+    return {"float64": 8, "float32": 4}.get(dtype, 2)
+
+
+Extents = Mapping[str, int]  # of dimensions, by their letters
+
+
+def _lanes(form: Form, sizes: Extents, width: int) -> dict[str, int]:
+    """Instances per program: several where neighbours in memory are other instances."""
     lanes = {d.letter: 1 for d in form.grid}
     if form.grid and form.dims[-1] in form.grid:
         inner = form.dims[-1].letter
-        lanes[inner] = min(ceiling(sizes[inner]), COALESCED)
+        lanes[inner] = min(ceiling(sizes[inner]), width)
     return lanes
 
 
-def _resident(form: Form, sizes: Mapping[str, int], lanes: dict[str, int]) -> Config:
-    """Everything in one tile; small instances are taken several at a time, while programs are left."""
-    whole = {d.letter: ceiling(sizes[d.letter]) for d in form.free}
+def _programs(form: Form, sizes: Extents, extents: Extents) -> int:
+    return prod(-(-sizes[d.letter] // extents[d.letter]) for d in form.grid)
+
+
+def _resident(form: Form, sizes: Extents, extents: dict[str, int]) -> Config:
+    """Everything in one tile; of small instances several, while enough programs are left."""
     for d in reversed(form.grid):
-        while lanes[d.letter] < ceiling(sizes[d.letter]):
-            programs = prod(-(-sizes[g.letter] // lanes[g.letter]) for g in form.grid)
-            if prod((whole | lanes).values()) >= SMALL or programs < 2 * PROGRAMS:
+        while extents[d.letter] < sizes[d.letter] and prod(extents.values()) < SMALL:
+            if _programs(form, sizes, extents) < 2 * PROGRAMS:
                 break
-            lanes[d.letter] *= 2
-    extents = whole | lanes
+            extents[d.letter] *= 2
     blocks = tuple((d.block(), extents[d.letter]) for d in form.dims)
     return Config(form, blocks, _warps(prod(extents.values())))
 
 
-def _streaming(form: Form, sizes: Mapping[str, int], lanes: dict[str, int], most: int) -> Config:
+def _streaming(form: Form, sizes: Extents, lanes: Extents, most: int) -> Config:
     """Each sweep has tiles of its own, long along what lies together in memory."""
     blocks = [(d.block(), lanes[d.letter]) for d in form.grid]
     largest = 1
     for i, sweep in enumerate(form.kernel.sweeps):
         tile = prod(lanes.values())
-        extents: dict[str, int] = {}
-        inner_first = sorted(form.looped(sweep), key=form.dims.index, reverse=True)
-        for d in inner_first:
-            extents[d.letter] = _tight(sizes[d.letter], max(1, most // tile))
-            tile *= extents[d.letter]
-        blocks += [(d.block(i), extents[d.letter]) for d in form.looped(sweep)]
+        for d in sorted(form.looped(sweep), key=form.dims.index, reverse=True):
+            extent = _tight(sizes[d.letter], max(1, most // tile))
+            blocks.append((d.block(i), extent))
+            tile *= extent
         largest = max(largest, tile)
     return Config(form, tuple(blocks), _warps(largest))
 

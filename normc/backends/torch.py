@@ -28,6 +28,7 @@ class TorchBackend:
     """Evaluates a Program with torch ops."""
 
     name = "torch"
+    carries = False
 
     def why_not(self, dtype: str, device: str) -> str:
         return ""

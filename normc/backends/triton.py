@@ -1,12 +1,14 @@
-"""The Triton backend: kernels for GPUs, and for the CPU under Triton's interpreter.
+"""The Triton backend, as long as it is because no other file may import triton.
 
-The text comes from `normc.backends.tiles` and the sizes of tiles from `normc.backends.tiling`; here it
-becomes a file in the cache, is imported from there, launched, or compiled ahead of time for a GPU that
-need not be present. The only file that imports triton.
+The text of kernels comes from `normc.backends.tiles`, the sizes of their tiles from
+`normc.backends.tiling`. Here the text becomes a file in the cache and is imported from there; its
+kernels are launched on a GPU, or under Triton's interpreter on the CPU, or compiled ahead of time
+for a GPU that need not be present.
 """
 
 from __future__ import annotations
 
+import importlib
 import importlib.util
 import os
 import re
@@ -34,22 +36,21 @@ from normc.language.expr import Var
 from normc.language.geometry import Geometry
 from normc.schedule.plan import Kernel
 
-try:
-    import triton
-    import triton.language as tl
-    from triton.backends.compiler import GPUTarget
-    from triton.compiler import ASTSource
-except ImportError:  # there are no wheels for this machine: `why_not` says so
-    triton = tl = GPUTarget = ASTSource = None
+
+def _part(name: str) -> Any:
+    """A module of Triton, which has no types; None where there are no wheels for this machine."""
+    try:
+        return importlib.import_module(name)
+    except ImportError:
+        return None
+
+
+triton, tl = _part("triton"), _part("triton.language")
 
 Choose = Callable[[Job, Kernel, Geometry], Config]
 
 _DTYPES = ("float32", "float64", "float16", "bfloat16")
 _MOST = 2**31 - 1  # programs of a launch, and what a 32-bit index can hold
-
-# Products and sums are not contracted: a value that two kernels compute is the same number in both, so
-# that ties of max and min found in forward are found again in backward.
-_OPTIONS = {"enable_fp_fusion": False}
 
 
 @dataclass(frozen=True)
@@ -120,6 +121,16 @@ class Launch:
         return tuple(v.name for v in self.config.form.pointers)
 
 
+def _options(config: Config, hip: bool) -> dict[str, Any]:
+    """What Triton is told beside the arguments; a warp of an AMD GPU is twice as wide.
+
+    Products and sums are not contracted: what two kernels compute is then the same number in both,
+    so that a tie of max or min in forward is a tie again in backward.
+    """
+    warps = max(1, config.warps // 2) if hip else config.warps
+    return {"num_warps": warps, "enable_fp_fusion": False}
+
+
 Steps = Mapping[str, Strides]
 
 
@@ -141,10 +152,11 @@ def plan_launch(config: Config, geometry: Geometry, steps: Steps, eps: float) ->
 def _reach(geometry: Geometry, steps: Steps) -> int:
     """The largest offset into any tensor."""
     sizes = geometry.sizes()
-    ends = [
-        sum((size - 1) * step for size, step in zip(sizes, s, strict=True)) for s in steps.values()
-    ]
-    return max([prod(sizes), *ends])
+    ends = (
+        sum((size - 1) * step for size, step in zip(sizes, strides, strict=True))
+        for strides in steps.values()
+    )
+    return max(prod(sizes), *ends)
 
 
 class _Runner:
@@ -181,8 +193,10 @@ class _Runner:
                 config = launch.config
                 function = getattr(self.module, config.form.name)
                 tensors = (known[name] for name in launch.pointers)
-                options = {"num_warps": config.warps, **launch.constants, **_OPTIONS}
-                function[(launch.programs,)](*tensors, *launch.numbers, **options)
+                options = _options(config, hip=torch.version.hip is not None)
+                function[(launch.programs,)](
+                    *tensors, *launch.numbers, **launch.constants, **options
+                )
 
     def _launches(
         self, geometry: Geometry, steps: tuple[tuple[str, Strides], ...], eps: float
@@ -263,8 +277,8 @@ def compile_ahead(job: Job, target: str, geometry: Geometry | None = None) -> di
 
 def _compile(job: Job, function: Any, launch: Launch, target: str) -> Artefact:
     cuda = target.startswith("sm_")
-    machine = GPUTarget("cuda", int(target[3:]), 32) if cuda else GPUTarget("hip", target, 64)
-    options = {"num_warps": launch.config.warps, **_OPTIONS}
+    machine = _machine(target)
+    options = _options(launch.config, hip=not cuda)
     made = triton.compile(_specialised(job, function, launch), target=machine, options=options)
     text = made.asm["ptx" if cuda else "amdgcn"]
     registers, spills = _ptxas(text, machine.arch) if cuda else _amd(text)
@@ -272,8 +286,14 @@ def _compile(job: Job, function: Any, launch: Launch, target: str) -> Artefact:
     return Artefact(launch.config, text, binary, registers, spills, made.metadata.shared)
 
 
+def _machine(target: str) -> Any:
+    machine = _part("triton.backends.compiler").GPUTarget
+    cuda = target.startswith("sm_")
+    return machine("cuda", int(target[3:]), 32) if cuda else machine("hip", target, 64)
+
+
 def _specialised(job: Job, function: Any, launch: Launch) -> Any:
-    """What Triton would compile at launch, where it looks which numbers are 1 or multiples of 16."""
+    """What Triton compiles at launch, where it sees which numbers are 1 or multiples of 16."""
     pointers = launch.config.form.pointers
     values = [16 for _ in pointers] + list(launch.numbers)  # addresses are multiples of 16
     types = [f"*{_pointee(job, v)}" for v in pointers]
@@ -288,7 +308,9 @@ def _specialised(job: Job, function: Any, launch: Launch) -> Any:
     attributes = {
         (i,): [["tt.divisibility", 16]] for i, value in enumerate(values) if value % 16 == 0
     }
-    return ASTSource(function, signature, {(i,): c for i, c in constants.items()}, attributes)
+    return triton.compiler.ASTSource(
+        function, signature, {(i,): c for i, c in constants.items()}, attributes
+    )
 
 
 def _pointee(job: Job, v: Var) -> str:
@@ -309,13 +331,12 @@ def _contiguous(job: Job, geometry: Geometry) -> Strides:
 
 def _ptxas(text: str, arch: int) -> tuple[int, int]:
     """Registers and bytes spilled, from the report of the ptxas that Triton brings along."""
-    from triton.backends.nvidia.compiler import get_ptxas
-
+    ptxas = _part("triton.backends.nvidia.compiler").get_ptxas(arch).path
     name = re.findall(r"^\.target (\w+)", text, re.MULTILINE)[0]
     with tempfile.NamedTemporaryFile("w", suffix=".ptx") as file:
         file.write(text)
         file.flush()
-        command = [get_ptxas(arch).path, "-v", "--fmad=false", f"--gpu-name={name}", file.name]
+        command = [ptxas, "-v", "--fmad=false", f"--gpu-name={name}", file.name]
         done = subprocess.run([*command, "-o", os.devnull], capture_output=True, text=True)
     if done.returncode:
         raise BackendError(f"ptxas refused a kernel:\n{done.stderr[:2000]}")

@@ -92,14 +92,15 @@ def _node(node: Expr, names: dict[Expr, str]) -> str:
 def algebra_brief(subject: Subject) -> str:
     """The canonical formula and its gradients."""
     definition = subject.formula.definition
-    return f"{show_definition(canonical(definition, PATIENCE))}\n\n{show_derivatives(definition)}"
+    form = show_definition(canonical(definition, PATIENCE))
+    return f"{form}\n\n{show_derivatives(definition)}".rstrip()
 
 
 def algebra(subject: Subject) -> str:
     """The canonical formula and its gradients, as text and in LaTeX."""
     definition = subject.formula.definition
     formulas = f"{latex_definition(definition)}\n\n{latex_derivatives(definition)}"
-    return f"{algebra_brief(subject)}\n\n{formulas}"
+    return f"{algebra_brief(subject)}\n\n{formulas}".rstrip()
 
 
 def program(subject: Subject) -> str:

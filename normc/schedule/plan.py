@@ -1,8 +1,8 @@
 """Plans: what is computed in which pass over memory; backends walk this and decide nothing.
 
     plan   ::= {kernel}
-    kernel ::= grid axes, {sweep}            one launch; one instance per index over the grid's axes
-    sweep  ::= rows, cols, {fold | write}    one pass; for each row index, a loop over the columns
+    kernel ::= grid axes, {sweep}                  one launch; one instance per index over the grid
+    sweep  ::= rows, cols, {fold | write | carry}  one pass; for each row, a loop over the columns
 
 An instance of a kernel runs its sweeps in order. In a sweep it visits, for every index over
 ``rows``, all indices over ``cols``: it accumulates statistics over the columns and stores them per
@@ -39,11 +39,13 @@ class Sweep:
     cols: Axis
     folds: tuple[Fold, ...] = ()
     writes: tuple[Output, ...] = ()
+    carries: tuple[Stat, ...] = ()  # sums over the whole grid, kept per row and column
 
     @property
     def exprs(self) -> tuple[Expr, ...]:
         """What is evaluated at every element."""
-        return (*(f.arg for f in self.folds), *(w.expr for w in self.writes))
+        folded, carried = (f.arg for f in self.folds), (s.arg for s in self.carries)
+        return (*folded, *(w.expr for w in self.writes), *carried)
 
     @property
     def reads(self) -> list[Var]:
@@ -54,7 +56,7 @@ class Sweep:
     def stores(self) -> tuple[Var, ...]:
         """The statistics or outputs stored."""
         stats = tuple(s.var for f in self.folds for s in f.stats)
-        return (*stats, *(w.var for w in self.writes))
+        return (*stats, *(w.var for w in self.writes), *(s.var for s in self.carries))
 
 
 @dataclass(frozen=True)
@@ -64,6 +66,11 @@ class Kernel:
     name: str
     grid: Axis
     sweeps: tuple[Sweep, ...]
+
+    @property
+    def carries(self) -> tuple[Stat, ...]:
+        """The sums that its instances add to, in parts of the grid, merged when all are done."""
+        return tuple(s for sweep in self.sweeps for s in sweep.carries)
 
     @property
     def reads(self) -> list[Var]:
@@ -96,7 +103,13 @@ class Plan:
                     names = ", ".join(f"{s.name}:{s.op}" for s in fold.stats)
                     lines.append(f"    {names} <- {fold.state.name} {show_expr(fold.arg)}")
                 lines += [f"    {w.name} <- {show_expr(w.expr)}" for w in sweep.writes]
+                lines += [f"    {s.name}:{s.op} += {show_expr(s.arg)}" for s in sweep.carries]
         return "\n".join(lines)
+
+    @property
+    def carries(self) -> tuple[Stat, ...]:
+        """The sums carried over the instances of some kernel."""
+        return tuple(s for kernel in self.kernels for s in kernel.carries)
 
     @property
     def scratch(self) -> tuple[Stat, ...]:

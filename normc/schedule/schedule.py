@@ -5,9 +5,10 @@
    joins the current stage while one grid contains the other and something is left to run in
    parallel.
 2. The other statistics, parameter gradients above all, ride in an existing stage where its grid
-allows,
-   if need be as a partial sum whose finishing sum runs in a later, tiny kernel: in fixed order,
-   no atomics, bitwise repeatable.
+   allows, if need be as a partial sum whose finishing sum runs in a later, tiny kernel: in fixed
+   order, no atomics, bitwise repeatable. A sum over exactly the grid is *carried* from instance to
+   instance where the backend can: the rows of a row norm add to parameter gradients while they are
+   in the cache.
 3. Outputs are written in the stage of the last statistic they read.
 4. In a stage, statistics of one level over the same rows and columns share a sweep.
 """
@@ -34,12 +35,18 @@ class Stage:
     grid: Axis
     stats: list[Stat] = field(default_factory=lambda: [])
     writes: list[Output] = field(default_factory=lambda: [])
+    carries: list[Stat] = field(default_factory=lambda: [])
 
 
-def schedule(program: Program, order: tuple[Axis, ...] = CHANNELS_FIRST) -> Plan:
-    """Plan the kernels of a program for tensors whose axes lie in memory in ``order``."""
+def schedule(
+    program: Program, order: tuple[Axis, ...] = CHANNELS_FIRST, carry: bool = False
+) -> Plan:
+    """Plan the kernels of a program for tensors whose axes lie in memory in ``order``.
+
+    ``carry``: whether the backend can accumulate sums from one instance of a kernel to the next.
+    """
     program = _partial_sums(program, order)
-    stages = _stages(program, order)
+    stages = _stages(program, order, carry)
     kernels = tuple(_kernel(f"k{i}", stage, order) for i, stage in enumerate(stages))
     return Plan(program, kernels, order)
 
@@ -101,7 +108,7 @@ def _partial_sums(program: Program, order: tuple[Axis, ...]) -> Program:
     return verify(replace(program, stats=tuple(stats)))
 
 
-def _stages(program: Program, order: tuple[Axis, ...]) -> list[Stage]:
+def _stages(program: Program, order: tuple[Axis, ...], carry: bool) -> list[Stage]:
     """All stages: essential statistics, then the others and the outputs placed among them."""
     stages = _main_stages(program)
     if any(o.axes == FULL for o in program.outputs) and (not stages or not stages[-1].grid):
@@ -110,13 +117,24 @@ def _stages(program: Program, order: tuple[Axis, ...]) -> list[Stage]:
     home = {s.name: i for i, stage in enumerate(stages) for s in stage.stats}
     for stat in program.stats:
         if stat.name not in home:
-            home[stat.name] = _place(stages, stat, home)
+            main_grid = stages[main].grid if carry and main >= 0 else NONE
+            if _carried(stat, main_grid, order) and _ready(stat.arg, home) <= main:
+                stages[main].carries.append(stat)
+                home[stat.name] = main + 1  # complete only when the kernel is: read later
+            else:
+                home[stat.name] = _place(stages, stat, home)
     for out in program.outputs:
         if out.axes == FULL:
             stages[main].writes.append(out)
         else:
             _place_output(stages, out, home)
     return stages
+
+
+def _carried(stat: Stat, grid: Axis, order: tuple[Axis, ...]) -> bool:
+    """Whether a sum is over exactly the grid and kept along the rows that lie in memory."""
+    whole = bool(grid) and stat.over == grid and REDUCTIONS[stat.op].linear
+    return whole and (not stat.kept or bool(stat.kept & innermost(order)))
 
 
 def _ready(expr: Expr, home: dict[str, int]) -> int:
@@ -165,12 +183,18 @@ def _kernel(name: str, stage: Stage, order: tuple[Axis, ...]) -> Kernel:
 
 
 def _write_sweeps(stage: Stage, order: tuple[Axis, ...]) -> list[Sweep]:
-    groups: dict[tuple[Axis, Axis], list[Output]] = {}
+    def shape(axes: Axis) -> tuple[Axis, Axis]:
+        inner = axes & ~stage.grid
+        return inner & ~innermost(order), inner & innermost(order)
+
+    groups: dict[tuple[Axis, Axis], Sweep] = {}
     for out in stage.writes:
-        inner = out.axes & ~stage.grid
-        cols = inner & innermost(order)
-        groups.setdefault((inner & ~cols, cols), []).append(out)
-    return [Sweep(rows, cols, writes=tuple(outs)) for (rows, cols), outs in groups.items()]
+        sweep = groups.setdefault(shape(out.axes), Sweep(*shape(out.axes)))
+        groups[shape(out.axes)] = replace(sweep, writes=(*sweep.writes, out))
+    for stat in stage.carries:
+        sweep = groups.setdefault(shape(stat.kept), Sweep(*shape(stat.kept)))
+        groups[shape(stat.kept)] = replace(sweep, carries=(*sweep.carries, stat))
+    return list(groups.values())
 
 
 def _folds(stats: Sequence[Stat]) -> tuple[Fold, ...]:

@@ -31,7 +31,7 @@ def test_every_command_has_help(command):
 MISTAKES = [
     # command, its words, and what the message says
     (["show", "x/grup_std(x)"], "did you mean `group_std`?"),
-    (["show", "evonorm_so"], "did you mean `evonorm_s0`?"),
+    (["show", "instance_nrm"], "did you mean `instance_norm`?"),
     (["show", "evonorm_s0", "--stage", "c", "--dtype", "bfloat16"], "bfloat16"),
     (["zoo", "grnn"], "did you mean `grn`?"),
     (["check", "x +"], "x +"),

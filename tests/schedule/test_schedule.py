@@ -7,7 +7,6 @@ from hypothesis import strategies as st
 import normc
 from normc.language.axes import FULL, NONE, Axis
 from normc.pipeline import programs
-from normc.program.program import tensors
 from normc.schedule.schedule import CHANNELS_FIRST, CHANNELS_LAST, schedule
 from tests.properties.formulas import formulas
 
@@ -29,19 +28,22 @@ def legal(plan):
         for sweep in kernel.sweeps:
             assert not sweep.rows & sweep.cols and not (sweep.rows | sweep.cols) & kernel.grid
             reach = kernel.grid | sweep.rows | sweep.cols
-            for v in tensors(sweep.exprs):
+            for v in sweep.reads:
                 known = stored.get(v.name)
                 inputs = {i.name for i in plan.program.inputs}
                 assert v.name in inputs or v.name in own or known, f"{v.name} is read too early"
                 assert not v.axes & ~reach
             for v in sweep.stores:
                 assert v.name not in stored, f"{v.name} is stored twice"
-                assert not kernel.grid & ~v.axes, f"{v.name} is stored by several instances"
+                carried = v.name in {s.name for s in sweep.carries}
+                assert carried or not kernel.grid & ~v.axes, f"{v.name} has several instances"
                 stored[v.name] = kernel.name
             for fold in sweep.folds:
                 assert all(s.over == sweep.cols and s.kept == kernel.grid | sweep.rows
                            for s in fold.stats)  # fmt: skip
-            own |= {v.name for v in sweep.stores}
+            for stat in sweep.carries:
+                assert stat.over == kernel.grid and stat.kept == sweep.rows | sweep.cols
+            own |= {v.name for v in sweep.stores} - {s.name for s in sweep.carries}
     wanted = {s.name for s in plan.program.stats} | {o.name for o in plan.program.outputs}
     assert set(stored) == wanted
     # what an instance reads of its own kernel's statistics, it has computed itself
@@ -51,17 +53,25 @@ def legal(plan):
             assert all(not kernel.grid & ~v.axes for v in sweep.reads if v.name in mine)
 
 
+@pytest.mark.parametrize("carry", [False, True])
 @pytest.mark.parametrize("order", ORDERS.values(), ids=ORDERS)
 @pytest.mark.parametrize("name", list(normc.zoo))
-def test_zoo_plans_are_legal(name, order):
+def test_zoo_plans_are_legal(name, order, carry):
     for program in both(normc.zoo[name].text):
-        legal(schedule(program, order))
+        legal(schedule(program, order, carry))
 
 
-@given(formulas(), st.sampled_from(list(ORDERS.values())))
-def test_random_plans_are_legal(text, order):
+@given(formulas(), st.sampled_from(list(ORDERS.values())), st.booleans())
+def test_random_plans_are_legal(text, order, carry):
     for program in both(text):
-        legal(schedule(program, order))
+        legal(schedule(program, order, carry))
+
+
+def test_a_row_norm_carries_its_parameter_gradients():
+    backward = both(normc.zoo["layer_norm_tokens"].text)[1]
+    main, finish = schedule(backward, CHANNELS_LAST, carry=True).kernels
+    assert {s.over for s in main.carries} == {Axis.N | Axis.S}
+    assert not finish.reads or "x" not in {v.name for v in finish.reads}
 
 
 @pytest.mark.parametrize(
