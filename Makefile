@@ -31,9 +31,8 @@ check: $(INSTALLED)  ## lint, formatting and types
 	$(BIN)/ruff format --check .
 	$(BIN)/pyright
 
-docs: $(INSTALLED)  ## print the pages of docs/ that come from tables
-	$(BIN)/python -c "from normc import config; print(config.markdown(), end='')" > docs/environment.md.new
-	mv docs/environment.md.new docs/environment.md
+docs: $(INSTALLED)  ## write the pages of docs/ that come from tables
+	$(BIN)/python docs/generate.py
 
 fuzz: $(INSTALLED)  ## test with many new random formulas, shapes and dtypes
 	HYPOTHESIS_PROFILE=fuzz $(BIN)/python -m pytest -n 2 --timeout 7200 tests/properties

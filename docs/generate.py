@@ -101,7 +101,8 @@ From loose to tight; operators of one line group from the left, `**` from the ri
 
 {operators}
 
-Comparisons {comparisons} are the first argument of `where(a > b, c, d)` and stand nowhere else.
+The comparisons {comparisons} make the first argument of
+`where(a > b, c, d)`, and stand nowhere else.
 
 ## Names
 
@@ -114,7 +115,7 @@ Comparisons {comparisons} are the first argument of `where(a > b, c, d)` and sta
   has to be used.
 * A new line or `;` ends a statement, `#` starts a comment, inside brackets lines go on. Several
   results are separated by commas.
-* Reserved: {reserved}, and the names of functions and statistics.
+* Reserved are the names of functions and statistics, and {reserved}.
 
 The spelling of papers is read as well:
 
@@ -254,8 +255,8 @@ Printed by `make docs` from the table in `normc/language/zoo.py`; edit it there.
 
 {count} published layers, each one line of text. `normc.zoo["evonorm_s0"]` is the formula,
 `normc zoo evonorm_s0` shows it with its paper, `normc show evonorm_s0` what it is compiled to.
-Nothing in the compiler knows these names. In every row `eps` and the start of a parameter are those of the
-paper or of its code; `eps` has to be given to `Layer` or to the call where it is not 1e-5.
+Nothing in the compiler knows these names. `eps` stands in a formula where the paper or its code
+puts it; where the table says another number than 1e-5, give it to `Layer` or to the call.
 
 {rows}
 """
@@ -273,7 +274,7 @@ def _entry(row: Entry) -> list[str]:
     text = "<br>".join(code(part.strip()) for part in row.text.split(";"))
     starts = ", ".join(f"{declared(p)} = {p.init:g}" for p in formula.params)
     paper = f"[{row.paper}](https://arxiv.org/abs/{row.arxiv}), {row.year}"
-    return [code(row.name), text, row.doc, starts, f"{row.eps:g}", paper]
+    return [code(row.name), text, row.doc, starts, f"{row.eps:g}".replace("e-0", "e-"), paper]
 
 
 # --- the pipeline --------------------------------------------------------------------------------
@@ -290,9 +291,10 @@ Printed by `make docs`; the text between the stages is in `docs/generate.py`, th
 frozen type to the next, and each type prints itself.
 
 ```text
-text -> Definition -> Program -> Plan -> Source -> kernels
-             \\            |  ^
-              oracle      vjp (a Program again)
+       parse          flatten, tidy        schedule      render         load
+text --------> Definition --------> Program --------> Plan --------> Source --------> kernels
+                                     |   ^
+                                     +---+ vjp: forward to backward
 ```
 
 ## parse
@@ -313,10 +315,10 @@ Below, the same in LaTeX.
 
 ## program
 
-The formula as straight-line code: inputs, statistics, outputs. `group_std(x)` has become `sqrt(s0
-+ eps)` with the statistic `s0 = var[K S] x`; division by it has become multiplication by its
-reciprocal, which is computed once per group. Forward also keeps the mean `s3`: it is accumulated
-on the way to the variance, and backward wants it.
+The formula as straight-line code: inputs, statistics, outputs. `group_std(x)` has become
+`sqrt(s0 + eps)` with the statistic `s0 = var[K S] x`; division by it has become multiplication by
+its reciprocal, which is computed once per group. Forward also keeps the mean `s3`: it is
+accumulated on the way to the variance, and backward wants it.
 
 {program}
 
@@ -358,21 +360,24 @@ not change in a loop have moved out of it. What the numbers are computed in is t
 
 Each kernel is printed in two forms. The resident one holds all that belongs to an instance in one
 tile and reads it once; the streaming one loops over it and merges the blocks. Which is launched
-is decided by the sizes of the call. Forward:
+is decided by the sizes of the call. `normc show --stage triton` prints backward as well; forward:
 
 {triton_forward}
-
-<details><summary>Backward</summary>
-
-{triton_backward}
-
-</details>
 
 ## ptx
 
 `normc show --stage ptx` compiles the Triton kernels for a GPU that need not be there, and prints
 the assembly with the registers and spills that ptxas reports.
 """
+
+
+CLAIMS = (
+    "n5 = std[K S] n0",
+    "s0 = var[K S] x\ns3 = mean[K S] x",
+    "s1 = sum[S] d_y*x*sigmoid(v*x)\ns2 = sum[K] gamma*s1",
+    "s7_part = sum[S] d_y\ns7 = sum[N] s7_part",
+)
+"""What the text between the stages takes for granted."""
 
 
 def pipeline() -> str:
@@ -387,9 +392,13 @@ def pipeline() -> str:
     }
     texts = {name: block(print_stage(subject)) for name, print_stage in stage.items()}
     for backend, language in (("c", "c"), ("triton", "py")):
-        for job in subject.jobs:
-            source = contract.find(backend).render(job)
-            texts[f"{backend}_{job.part}"] = block(source.text, language)
+        sources = {
+            job.part: contract.find(backend).render(job).text for job in subject.jobs(backend)
+        }
+        texts |= {f"{backend}_{part}": block(text, language) for part, text in sources.items()}
+    outputs = "\n".join(texts.values())
+    for claim in CLAIMS:
+        assert claim in outputs, f"the text of pipeline.md speaks of {claim!r}, which is gone"
     return PIPELINE.format(formula=block(FORMULA), **texts)
 
 

@@ -37,7 +37,6 @@ FACTOR = 8.0
 
 DTYPES = ("float64", "float32")
 
-Rule = Literal["tolerance", "eager"]
 Tensors = dict[str, Tensor]
 
 
@@ -51,10 +50,6 @@ class Layout:
     place: Callable[[Tensor], Tensor] = lambda t: t  # the same values over other memory
 
 
-def _channels_last(t: Tensor) -> Tensor:
-    return t.movedim(1, -1).contiguous().movedim(-1, 1)
-
-
 def _slice(t: Tensor) -> Tensor:
     """Every second column of a larger tensor, without its first row."""
     *outer, height, width = t.shape
@@ -64,7 +59,7 @@ def _slice(t: Tensor) -> Tensor:
 
 LAYOUTS = (
     Layout("channels-first", 4, 1),
-    Layout("channels-last", 4, 1, _channels_last),
+    Layout("channels-last", 4, 1, lambda t: t.movedim(1, -1).contiguous().movedim(-1, 1)),
     Layout("tokens", 3, -1),
     Layout("rows", 2, 1),
     Layout("slice", 4, 1, _slice),
@@ -104,7 +99,7 @@ class Error:
     tolerance: float
 
     @property
-    def rule(self) -> Rule:
+    def rule(self) -> Literal["tolerance", "eager"]:
         """By which rule it is judged: the noise counts only where the tolerance is exceeded."""
         return "tolerance" if self.error <= self.tolerance else "eager"
 
@@ -219,8 +214,8 @@ def gradients(
         materialize_grads=True,
     )
     names = ["y"] if len(results) == 1 else [f"y{i}" for i in range(len(results))]
-    done = dict(zip(names, (y.detach() for y in results), strict=True))
-    return done | {f"d_{name}": d for name, d in zip(leaves, found, strict=True)}
+    names += [f"d_{name}" for name in leaves]
+    return dict(zip(names, (*(y.detach() for y in results), *found), strict=True))
 
 
 def magnitude(tensor: Tensor) -> float:
@@ -233,9 +228,8 @@ def distance(found: Tensor, want: Tensor, scale: float) -> float:
     """The largest difference in units of ``scale``; infinite where NaN or infinities differ."""
     a, b = found.detach().double().cpu(), want.detach().double().cpu()
     finite = b.isfinite()
-    if a.shape != b.shape or not torch.equal(a.isfinite(), finite):
-        return math.inf
-    if not torch.equal(a[~finite].nan_to_num(), b[~finite].nan_to_num()):
+    same = a.shape == b.shape and torch.equal(a.isfinite(), finite)
+    if not same or not torch.equal(a[~finite].nan_to_num(), b[~finite].nan_to_num()):
         return math.inf
     return magnitude((a - b)[finite]) / scale
 

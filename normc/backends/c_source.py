@@ -8,12 +8,10 @@ block, merged between blocks in double), always in the same order.
 
 from __future__ import annotations
 
-import math
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from normc.backends import c_math
+from normc.backends.c_spelling import NARROW, WIDE, declarations
 from normc.backends.contract import Job, Source
 from normc.backends.emit import Block, Spelling, expand, write
 from normc.language.axes import FULL, Axis, members, show
@@ -27,53 +25,6 @@ PARTS = 64
 """Into how many parts a grid is cut that sums are carried over, however many threads there are."""
 
 _BLOCK = 1024  # elements folded before a merge: small enough for L1, long enough to amortise it
-
-_ONE = ("exp", "log", "sin", "cos", "tanh", "erf", "atan", "expm1", "log1p")
-_FLOAT = {fn: fn + ("_({})" if fn in c_math.FUNCTIONS else "f({})") for fn in _ONE} | {
-    "sqrt": "__builtin_sqrtf({})",
-    "abs": "__builtin_fabsf({})",
-    "pow": "powf({}, {})",
-    "max": "max_({}, {})",
-    "min": "min_({}, {})",
-    "sign": "sign_({})",
-    "where": "({} ? {} : {})",
-}
-_DOUBLE = {fn: fn + "({})" for fn in _ONE} | {
-    "sqrt": "__builtin_sqrt({})",
-    "abs": "__builtin_fabs({})",
-    "pow": "pow({}, {})",
-    "max": "wmax_({}, {})",
-    "min": "wmin_({}, {})",
-    "sign": "wsign_({})",
-    "where": "({} ? {} : {})",
-}
-
-
-def _number(value: float, suffix: str) -> str:
-    if not math.isfinite(value):
-        raise AssertionError("constants are finite")
-    text = repr(float(value))
-    return text + suffix if any(c in text for c in ".e") else text + ".0" + suffix
-
-
-WIDE = Spelling(_DOUBLE, lambda v: _number(v, ""))
-NARROW = Spelling(_FLOAT, lambda v: _number(v, "f"))
-
-_PRELUDE = """\
-typedef long i64;
-typedef {real} real;
-typedef double wide;
-"""
-
-_HELPERS = {
-    "max_": "static inline real max_(real a, real b) { return a > b || a != a ? a : b; }",
-    "min_": "static inline real min_(real a, real b) { return a < b || a != a ? a : b; }",
-    "sign_": "static inline real sign_(real a) { return (real)((a > 0) - (a < 0)); }",
-    "wmax_": "static inline wide wmax_(wide a, wide b) { return a > b || a != a ? a : b; }",
-    "wmin_": "static inline wide wmin_(wide a, wide b) { return a < b || a != a ? a : b; }",
-    "wsign_": "static inline wide wsign_(wide a) { return (wide)((a > 0) - (a < 0)); }",
-    "least": "static inline i64 least(i64 a, i64 b) { return a < b ? a : b; }",
-}  # NaN wins in max and min, as in torch
 
 
 class _Lines:
@@ -366,21 +317,8 @@ def _signature(job: Job) -> list[str]:
     return lines
 
 
-def _prototypes(text: str) -> str:
-    """Declarations of the libm functions that a text calls."""
-    calls = [(n, "a") for n in _ONE] + [("pow", "a, b")]
-    lines: list[str] = []
-    for name, arguments in calls:
-        for function, kind in ((name, "double"), (name + "f", "float")):
-            if re.search(rf"\b{function}\(", text):
-                inside = ", ".join(f"{kind} {a}" for a in arguments.split(", "))
-                lines.append(f"{kind} {function}({inside});")
-    return "\n".join(lines)
-
-
 def render(job: Job) -> Source:
     """The whole translation unit of a job, headed by its formula and plan."""
-    real = {"float32": "float", "float64": "double"}[job.dtype]
     body = _Lines()
     body.add(*_signature(job))
     printer = _Printer(job, body)
@@ -390,8 +328,5 @@ def render(job: Job) -> Source:
     code = "\n".join(body.lines)
     plan = [" * " + line for line in job.plan.show().splitlines()]
     header = [f"/* {job.entry}", f" * {' '.join(job.formula.split())}", " *", *plan, " */"]
-    used = [text for name, text in _HELPERS.items() if re.search(rf"\b{name}\(", code)]
-    libm, own = _prototypes(code), c_math.definitions(code)
-    declared = [text for text in (_PRELUDE.format(real=real) + libm, own, *used) if text]
-    parts = [*header, *declared, "", code, ""]
-    return Source("\n".join(parts), job.entry, ".c")
+    real = {"float32": "float", "float64": "double"}[job.dtype]
+    return Source("\n".join([*header, declarations(code, real), "", code, ""]), job.entry, ".c")

@@ -59,6 +59,7 @@ class TritonBackend:
 
     choose: Choose = choose
     name: str = "triton"
+    carries: bool = False
 
     def why_not(self, dtype: str, device: str) -> str:
         if triton is None:
@@ -156,7 +157,7 @@ def _reach(geometry: Geometry, steps: Steps) -> int:
         sum((size - 1) * step for size, step in zip(sizes, strides, strict=True))
         for strides in steps.values()
     )
-    return max(prod(sizes), *ends)
+    return max([prod(sizes), *ends])
 
 
 class _Runner:

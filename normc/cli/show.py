@@ -55,7 +55,8 @@ def show(
         StageName | None, typer.Option(help="Print one stage alone, or all of them in full.")
     ] = None,
     backend: Annotated[
-        Backend | None, typer.Option(help="The overview counts the kernels of this one alone.")
+        Backend | None,
+        typer.Option(help="Whose plan and kernels to show; the plan is C's if absent."),
     ] = None,
     dtype: Annotated[DType, typer.Option(help="The storage type.")] = DType.float32,
     layout: Annotated[
@@ -69,9 +70,10 @@ def show(
 
     last = layout is Layout.channels_last
     order = CHANNELS_LAST if last else CHANNELS_FIRST
-    subject = Subject(find_formula(formula), dtype.value, order)
+    whose = backend.value if backend else ""
+    subject = Subject(find_formula(formula), dtype.value, order, whose or "c")
     if stage is None:
-        _print(console(no_color), _overview(backend and backend.value), subject)
+        _print(console(no_color), _overview(whose), subject)
     elif stage is StageName.all:
         _print(console(no_color), _stages(), subject)
     else:
@@ -104,7 +106,7 @@ def _stages() -> dict[str, Stage]:
     }
 
 
-def _overview(backend: str | None) -> dict[str, Stage]:
+def _overview(backend: str) -> dict[str, Stage]:
     """Every stage in brief; the machine code of a GPU takes a while, and is left out."""
     from normc.cli import stages
 

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from functools import cached_property
 
 from normc.backends import contract
 from normc.backends.contract import Job
@@ -41,11 +40,11 @@ class Subject:
     formula: Formula
     dtype: str = "float32"
     order: tuple[Axis, ...] = CHANNELS_FIRST
+    backend: str = "c"  # whose plans are shown
 
-    @cached_property
-    def jobs(self) -> list[Job]:
-        """The forward and backward jobs; no backend has seen them yet."""
-        return all_jobs(self.formula, Target("torch", self.dtype, self.order))
+    def jobs(self, backend: str = "") -> list[Job]:
+        """The forward and backward jobs, planned for a backend that has not seen them yet."""
+        return all_jobs(self.formula, Target(backend or self.backend, self.dtype, self.order))
 
 
 Stage = Callable[[Subject], str]
@@ -105,12 +104,12 @@ def algebra(subject: Subject) -> str:
 
 def program(subject: Subject) -> str:
     """The forward program."""
-    return subject.jobs[0].plan.program.show()
+    return subject.jobs()[0].plan.program.show()
 
 
 def backward(subject: Subject) -> str:
     """The backward program."""
-    return "\n".join(job.plan.program.show() for job in subject.jobs[1:]) or NOTHING
+    return "\n".join(job.plan.program.show() for job in subject.jobs()[1:]) or NOTHING
 
 
 NOTHING = "nothing: no result depends on any tensor"
@@ -121,13 +120,13 @@ NOTHING = "nothing: no result depends on any tensor"
 
 def plan(subject: Subject) -> str:
     """Forward and backward plan, with what they move."""
-    return "\n\n".join(f"{_cost(job)}\n{job.plan.show()}" for job in subject.jobs)
+    return "\n\n".join(f"{_cost(job)}\n{job.plan.show()}" for job in subject.jobs())
 
 
 def plan_brief(subject: Subject) -> str:
     """What the plans move, and what each sweep reads and stores."""
     lines: list[str] = []
-    for job in subject.jobs:
+    for job in subject.jobs():
         lines += [_cost(job), *(line for k in job.plan.kernels for line in _kernel(k))]
     return "\n".join(lines)
 
@@ -150,13 +149,13 @@ def source(subject: Subject, backend: str) -> str:
     refused = found.why_not(subject.dtype, "cpu") if backend == "c" else ""
     if refused and not found.why_not("float32", "cpu"):
         raise BackendError(refused)  # it is the dtype: without a compiler C can still be printed
-    return "\n".join(found.render(job).text.rstrip("\n") for job in subject.jobs)
+    return "\n".join(found.render(job).text.rstrip("\n") for job in subject.jobs(backend))
 
 
 def source_brief(subject: Subject, backend: str) -> str:
     """How long the kernels are."""
     found = contract.find(backend)
-    made = [(job, found.render(job)) for job in subject.jobs]
+    made = [(job, found.render(job)) for job in subject.jobs(backend)]
     return "\n".join(f"{j.part}: {s.entry}, {len(s.text.splitlines())} lines" for j, s in made)
 
 
@@ -165,7 +164,7 @@ def ptx(subject: Subject) -> str:
     from normc.backends.triton import compile_ahead
 
     texts: list[str] = []
-    for job in subject.jobs:
+    for job in subject.jobs("triton"):
         for name, made in compile_ahead(job, ARCH).items():
             asks = f"{made.registers} registers, {made.spills} bytes spilled, {made.shared} shared"
             texts.append(f"// {job.part} {name}: {asks}\n{_without_places(made.text)}")

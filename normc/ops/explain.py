@@ -7,25 +7,31 @@ from collections.abc import Iterator
 from torch import Tensor
 
 from normc.backends.contract import Job
-from normc.backends.memory import strides_of
 from normc.formula import Formula
-from normc.language.axes import FULL, Axis
+from normc.language.axes import Axis
 from normc.language.geometry import Geometry, Groups
+from normc.ops.target import target_of
 from normc.pipeline import Target, jobs, programs
 from normc.schedule.cost import moved
-from normc.schedule.schedule import CHANNELS_FIRST, CHANNELS_LAST
 
 
-def explain(formula: Formula, x: Tensor, groups: Groups = "auto", channel_dim: int = 1) -> str:
+def explain(
+    formula: Formula,
+    x: Tensor,
+    groups: Groups = "auto",
+    channel_dim: int = 1,
+    backend: str = "auto",
+) -> str:
     """The programs and plans, forward and backward, for tensors like x, and the bytes they move.
 
     Stable text; nothing is compiled or run. Raises `ShapeError` if x does not fit the groups.
     """
     geometry = Geometry.of(x.shape, groups, channel_dim)
     sizes = ", ".join(f"{a.name}={n}" for a, n in zip(Axis, geometry.sizes(), strict=True))
-    dtype = str(x.dtype).removeprefix("torch.")
-    lines = [formula.shown, "", f"x {tuple(x.shape)} {dtype}: {sizes}"]
-    for job in all_jobs(formula, Target("torch", dtype, _order(x, geometry))):
+    target = target_of(backend, x, (), geometry)
+    header = f"x {tuple(x.shape)} {target.dtype}: {sizes}; backend {target.backend}"
+    lines = [formula.shown, "", header]
+    for job in all_jobs(formula, target):
         lines += ["", *_explain_job(job, geometry, x.element_size())]
     return "\n".join(lines)
 
@@ -49,11 +55,3 @@ def _explain_job(job: Job, geometry: Geometry, itemsize: int) -> Iterator[str]:
 
 def _indented(text: str) -> list[str]:
     return [f"  {line}" for line in text.splitlines()]
-
-
-def _order(x: Tensor, geometry: Geometry) -> tuple[Axis, ...]:
-    """The order of axes in memory that the op would plan for."""
-    steps = strides_of(x, FULL, geometry) or strides_of(x.contiguous(), FULL, geometry)
-    assert steps is not None, "contiguous tensors have strides"
-    last = geometry.s == 1 or (geometry.channels > 1 and steps[2] < steps[3])
-    return CHANNELS_LAST if last else CHANNELS_FIRST

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
@@ -10,16 +10,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from normc import config
 from normc.backends import contract
-from normc.backends.memory import strides_of
-from normc.errors import BackendError, NormcError, ShapeError
+from normc.errors import NormcError, ShapeError
 from normc.formula import Formula, parse
-from normc.language.axes import CHANNEL, FULL, ORDER, Axis
+from normc.language.axes import CHANNEL, FULL, Axis
 from normc.language.expr import Reduce, postorder
 from normc.language.geometry import Geometry, Groups, check
-from normc.pipeline import COTANGENT, Built, Mode, Target, build
-from normc.schedule.schedule import CHANNELS_FIRST, CHANNELS_LAST
+from normc.ops.explain import explain
+from normc.ops.target import target_of
+from normc.pipeline import COTANGENT, Built, Mode, Target, build, sources
 
 Result = Tensor | tuple[Tensor, ...]
 
@@ -97,16 +96,11 @@ class Op:
         wrt: tuple[str, ...],
         mode: Mode,
     ) -> Built:
-        dtype = str(x.dtype).removeprefix("torch.")
-        backend = choose(self.backend, dtype, x.device.type)
         full = [given[i.name] for i in self.formula.inputs if i.axes == FULL]
-        order, unit = _layout(x, full, geometry)
-        return _build(self.formula, wrt, mode, Target(backend, dtype, order, unit))
+        return _build(self.formula, wrt, mode, target_of(self.backend, x, full, geometry))
 
     def source(self, backend: str = "c", dtype: str = "float32") -> str:
         """The text of the kernels, forward and backward, that a backend would compile."""
-        from normc.pipeline import sources
-
         f = self.formula
         names = ("x", *(i.name for i in f.inputs), *(p.name for p in f.params))
         found = sources(f.definition, f.label, f.text, names, Target(backend, dtype))
@@ -114,9 +108,7 @@ class Op:
 
     def explain(self, x: Tensor, groups: Groups = "auto", channel_dim: int = 1) -> str:
         """The programs and plans for tensors like x, and the bytes each plan moves."""
-        from normc.ops.explain import explain
-
-        return explain(self.formula, x, groups, channel_dim)
+        return explain(self.formula, x, groups, channel_dim, self.backend)
 
 
 def compile(formula: Formula | str, backend: str = "auto") -> Op:
@@ -126,23 +118,6 @@ def compile(formula: Formula | str, backend: str = "auto") -> Op:
     Raises `FormulaError` for a text that is no formula, `BackendError` for an unknown backend.
     """
     return Op(parse(formula) if isinstance(formula, str) else formula, backend)
-
-
-def choose(wanted: str, dtype: str, device: str) -> str:
-    """The backend for tensors of a dtype and device: the wanted one, or the best that can run."""
-    wanted = config.backend() if wanted == "auto" else wanted
-    if wanted != "auto":
-        reason = contract.find(wanted).why_not(dtype, device)
-        if reason:
-            raise BackendError(reason)
-        return wanted
-    first = "c" if device == "cpu" else "triton"
-    return first if not _why_not(first, dtype, device) else "torch"
-
-
-@lru_cache(maxsize=64)
-def _why_not(backend: str, dtype: str, device: str) -> str:
-    return contract.find(backend).why_not(dtype, device)
 
 
 @lru_cache(maxsize=4096)
@@ -161,17 +136,6 @@ def _wanted(given: Mapping[str, Tensor]) -> tuple[str, ...]:
     if not torch.is_grad_enabled():
         return ()
     return tuple(name for name, t in given.items() if t.requires_grad)
-
-
-def _layout(x: Tensor, full: Sequence[Tensor], geometry: Geometry) -> tuple[tuple[Axis, ...], bool]:
-    """The order of axes in memory, and whether the innermost has stride 1 in every full tensor."""
-    steps = strides_of(x, FULL, geometry) or strides_of(x.contiguous(), FULL, geometry)
-    assert steps is not None
-    last = geometry.s == 1 or (geometry.channels > 1 and steps[2] < steps[3])
-    order = CHANNELS_LAST if last else CHANNELS_FIRST
-    inner = ORDER.index(order[-1])
-    every = [strides_of(t, FULL, geometry) for t in (torch.empty_like(x, device="meta"), x, *full)]
-    return order, all(s is not None and s[inner] == 1 for s in every)
 
 
 @dataclass

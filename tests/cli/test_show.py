@@ -128,7 +128,7 @@ def test_gradients_read_like_formulas():
 def test_explain_has_programs_plans_and_bytes_for_tensors_like_x():
     op = normc.compile("x/group_std(x)*gamma")
     text = op.explain(torch.empty(8, 64, 16, 16), groups=8)
-    assert "x (8, 64, 16, 16) float32: N=8, G=8, K=8, S=256" in text
+    assert "x (8, 64, 16, 16) float32: N=8, G=8, K=8, S=256; backend " in text
     assert "forward: floor 2A, streaming 3A" in text
     assert "floor 1.0 MiB, streaming 1.5 MiB" in text
     assert "kernel k0 grid[N G]" in text

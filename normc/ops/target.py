@@ -1,0 +1,58 @@
+"""Target: which kernels the tensors of a call need."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import lru_cache
+
+import torch
+from torch import Tensor
+
+from normc import config
+from normc.backends import contract
+from normc.backends.memory import strides_of
+from normc.errors import BackendError
+from normc.language.axes import FULL, ORDER, Axis
+from normc.language.geometry import Geometry
+from normc.pipeline import Target
+from normc.schedule.schedule import CHANNELS_FIRST, CHANNELS_LAST
+
+
+def target_of(wanted: str, x: Tensor, full: Sequence[Tensor], geometry: Geometry) -> Target:
+    """The backend, storage type and memory order for x and other full-size tensors."""
+    dtype = str(x.dtype).removeprefix("torch.")
+    backend = choose(wanted, dtype, x.device.type)
+    order = order_of(x, geometry)
+    return Target(backend, dtype, order, _unit(x, full, geometry, order))
+
+
+def choose(wanted: str, dtype: str, device: str) -> str:
+    """The backend for tensors of a dtype and device: the wanted one, or the best that can run."""
+    wanted = config.backend() if wanted == "auto" else wanted
+    if wanted != "auto":
+        reason = contract.find(wanted).why_not(dtype, device)
+        if reason:
+            raise BackendError(reason)
+        return wanted
+    first = "c" if device == "cpu" else "triton"
+    return first if not _why_not(first, dtype, device) else "torch"
+
+
+@lru_cache(maxsize=64)
+def _why_not(backend: str, dtype: str, device: str) -> str:
+    return contract.find(backend).why_not(dtype, device)
+
+
+def order_of(x: Tensor, geometry: Geometry) -> tuple[Axis, ...]:
+    """The order of x's axes in memory: whether channels or positions are closer together."""
+    steps = strides_of(x, FULL, geometry) or strides_of(x.contiguous(), FULL, geometry)
+    assert steps is not None, "contiguous tensors have strides"
+    last = geometry.s == 1 or (geometry.channels > 1 and steps[2] < steps[3])
+    return CHANNELS_LAST if last else CHANNELS_FIRST
+
+
+def _unit(x: Tensor, full: Sequence[Tensor], geometry: Geometry, order: tuple[Axis, ...]) -> bool:
+    """Whether the innermost axis has stride 1 in every full-size tensor, results included."""
+    inner = ORDER.index(order[-1])
+    every = [strides_of(t, FULL, geometry) for t in (torch.empty_like(x, device="meta"), x, *full)]
+    return all(steps is not None and steps[inner] == 1 for steps in every)
