@@ -11,6 +11,7 @@ import platform
 import shutil
 import subprocess
 from collections.abc import Mapping
+from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -26,7 +27,6 @@ from normc.backends.memory import Strides, dense_strides, empty, full_input, str
 from normc.errors import BackendError
 from normc.language.expr import Var
 from normc.language.geometry import Geometry
-from normc.program.program import Stat
 
 
 class CBackend:
@@ -54,6 +54,9 @@ class CBackend:
 
 
 backend = CBackend()
+
+_GRAIN = 32768
+"""Elements below which a second thread costs more than it saves; torch's own figure."""
 
 
 @lru_cache(maxsize=1)
@@ -105,47 +108,83 @@ def _compile(source: Source, folder: Path) -> None:
     config.debug(1, f"compiled {source.entry}")
 
 
+@dataclass(frozen=True)
+class _Frame:
+    """What calls with tensors of the same shapes, strides and dtypes share."""
+
+    steps: Any  # ctypes array of strides, four per tensor
+    sizes: Any  # ctypes array of N, G, K, S
+    direct: bool  # the inputs are read where they lie: none is converted or copied
+    room: tuple[tuple[int, ...], ...]  # shapes of the statistics and parts
+    threads: bool  # large enough for more than one
+
+
 class _Runner:
-    """Calls a loaded function: pointers, strides and sizes, nothing else per call."""
+    """Calls a loaded function: allocates what it stores and passes pointers, nothing else."""
 
     def __init__(self, job: Job, function: Any) -> None:
+        program = job.plan.program
         self.job = job
         self.function = function
         self.real = getattr(torch, job.dtype)
-        self.count = len(arguments(job))
-        self.pointers = ctypes.c_void_p * self.count
-        self.steps = ctypes.c_int64 * (4 * self.count)
+        self.inputs = program.inputs
+        self.outputs = program.outputs
+        self.pointers = ctypes.c_void_p * len(arguments(job))
+        self.saved = [(i, s.name) for i, s in enumerate(program.stats) if s.name in job.plan.saved]
+        self.frames: dict[Any, _Frame] = {}
 
     def __call__(
         self, geometry: Geometry, tensors: Mapping[str, Any], eps: float
     ) -> dict[str, Any]:
-        program = self.job.plan.program
-        x = full_input(program, tensors)
-        given = {i.name: self._input(i, tensors[i.name], geometry) for i in program.inputs}
-        outs = {o.name: empty(o.axes, geometry, x, self.real) for o in program.outputs}
-        stats = {s.name: self._room(s, geometry) for s in program.stats}
-        strides: list[int] = []
-        for v in (*program.inputs, *(o.var for o in program.outputs)):
-            strides += self._strides(v, (given | outs)[v.name], geometry)
-        for s in program.stats:
-            strides += dense_strides(s.kept, geometry)
-        parts = [self._room(s, geometry, PARTS) for s in self.job.plan.carries]
-        for s in self.job.plan.carries:
-            strides += dense_strides(s.kept, geometry)
-        every = [*given.values(), *outs.values(), *stats.values(), *parts]
-        self.function(
-            self.pointers(*(t.data_ptr() for t in every)),
-            self.steps(*strides),
+        given: list[Tensor] = [tensors[i.name] for i in self.inputs]
+        key = (geometry, *[(t.stride(), t.dtype) for t in given])
+        frame = self.frames.get(key)
+        if frame is None:
+            frame = self._frame(geometry, tensors)
+            self.frames[key] = frame
+        if not frame.direct:
+            given = self._converted(geometry, given)
+        x = full_input(self.job.plan.program, tensors)
+        outs = {o.name: empty(o.axes, geometry, x, self.real) for o in self.outputs}
+        room = [torch.empty(shape, dtype=self.real) for shape in frame.room]
+        every = [t.data_ptr() for t in (*given, *outs.values(), *room)]
+        threads = torch.get_num_threads() if frame.threads else 1
+        self.function(self.pointers(*every), frame.steps, frame.sizes, eps, threads)
+        for i, name in self.saved:
+            outs[name] = room[i]
+        return outs
+
+    def _frame(self, geometry: Geometry, tensors: Mapping[str, Tensor]) -> _Frame:
+        given: list[Tensor] = [tensors[i.name] for i in self.inputs]
+        used = self._converted(geometry, given)
+        x = full_input(self.job.plan.program, tensors)
+        steps: list[int] = []
+        for i, tensor in zip(self.inputs, used, strict=True):
+            steps += self._strides(i, tensor, geometry)
+        for o in self.outputs:
+            steps += self._strides(o.var, empty(o.axes, geometry, x, self.real), geometry)
+        stats = [*self.job.plan.program.stats, *self.job.plan.carries]
+        for s in stats:
+            steps += dense_strides(s.kept, geometry)
+        times = [1] * len(self.job.plan.program.stats) + [PARTS] * len(self.job.plan.carries)
+        room = [(n, *geometry.sizes(s.kept)) for n, s in zip(times, stats, strict=True)]
+        return _Frame(
+            (ctypes.c_int64 * len(steps))(*steps),
             (ctypes.c_int64 * 4)(*geometry.sizes()),
-            eps,
-            torch.get_num_threads(),
+            all(a is b for a, b in zip(given, used, strict=True)),
+            tuple(shape if shape[0] > 1 else shape[1:] for shape in room),
+            x.numel() >= _GRAIN,
         )
-        return outs | {name: stats[name] for name in self.job.plan.saved}
+
+    def _converted(self, geometry: Geometry, given: list[Tensor]) -> list[Tensor]:
+        """The inputs in the storage type, copied where their strides cannot be walked."""
+        every = zip(self.inputs, given, strict=True)
+        return [self._input(i, t.to(self.real), geometry) for i, t in every]
 
     def _input(self, i: Var, tensor: Tensor, geometry: Geometry) -> Tensor:
         if i.name in self.job.dense:
-            return tensor.to(self.real).contiguous()
-        return walkable(tensor.to(self.real), i.axes, geometry)
+            return tensor.contiguous()
+        return walkable(tensor, i.axes, geometry)
 
     def _strides(self, v: Var, tensor: Tensor, geometry: Geometry) -> Strides:
         if v.name in self.job.dense:
@@ -153,7 +192,3 @@ class _Runner:
         found = strides_of(tensor, v.axes, geometry)
         assert found is not None, "walkable tensors have strides"
         return found
-
-    def _room(self, stat: Stat, geometry: Geometry, times: int = 1) -> Tensor:
-        n, *rest = geometry.sizes(stat.kept)
-        return torch.empty((times * n, *rest), dtype=self.real)

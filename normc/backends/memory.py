@@ -74,12 +74,14 @@ def walkable(tensor: Tensor, axes: Axis, geometry: Geometry) -> Tensor:
 
 def empty(axes: Axis, geometry: Geometry, like: Tensor, dtype: torch.dtype) -> Tensor:
     """Room for an output over ``axes`` in the user's shape; a full one keeps x's memory format."""
-    if axes == FULL:
+    if axes is FULL or axes == FULL:
         return torch.empty_like(like, dtype=dtype)
     return torch.empty(geometry.shape_of(axes), dtype=dtype, device=like.device)
 
 
 def full_input(program: Program, tensors: Mapping[str, Tensor]) -> Tensor:
     """A full-size input, whose dtype, device and memory format the outputs take over."""
+    if "x" in tensors:
+        return tensors["x"]
     full = [tensors[i.name] for i in program.inputs if i.axes == FULL]
     return full[0] if full else next(iter(tensors.values()))

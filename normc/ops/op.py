@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from normc import config
 from normc.backends import contract
 from normc.errors import NormcError, ShapeError
 from normc.formula import Formula, parse
@@ -36,6 +37,7 @@ class Op:
         if backend != "auto":
             contract.find(backend)
         self._splits = _splits_channels(formula)
+        self._calls: dict[Any, _Call] = {}
 
     def __repr__(self) -> str:
         chosen = "" if self.backend == "auto" else f", backend={self.backend!r}"
@@ -71,33 +73,55 @@ class Op:
         buffers: Mapping[str, Tensor] | None = None,
     ) -> tuple[tuple[Tensor, ...], dict[str, Tensor]]:
         """The results and, in mode "track", the batch's own value of each running statistic."""
-        definition = self.formula.definition
+        given = {"x": x, **tensors}
+        backend = config.backend() if self.backend == "auto" else self.backend
+        how = (backend, groups, channel_dim, mode, torch.is_grad_enabled())
+        key = (*how, *map(_kind, given.items()))
+        call = self._calls.get(key)
+        if call is None:
+            call = self._call(given, groups, channel_dim, mode)
+            if len(self._calls) >= _MOST_CALLS:
+                self._calls.clear()
+            self._calls[key] = call
+        frozen = {name: t.detach() for name, t in buffers.items()} if buffers else {}
+        found = call.built.programs
+        if found.backward is None and not call.gradient:
+            done = call.built.forward(call.geometry, given | frozen, eps)
+            outs = tuple(done[name] for name in call.names)
+        else:
+            outs = _Autograd.apply(call, eps, tuple(given), frozen, *given.values())
+        if mode != "track":
+            return outs, {}
+        count = len(found.results)
+        return outs[:count], {r.name: t for r, t in zip(found.running, outs[count:], strict=True)}
+
+    def _call(
+        self, given: Mapping[str, Tensor], groups: Groups, channel_dim: int, mode: Mode
+    ) -> _Call:
+        """Check a call and build its kernels; done once per kind of call."""
+        x, definition = given["x"], self.formula.definition
+        tensors = {name: t for name, t in given.items() if name != "x"}
         geometry = check(definition, x, tensors, groups, channel_dim)
         missing = [p.name for p in definition.params if p.name not in tensors]
         if missing:
             raise ShapeError(f"the parameter `{missing[0]}` is missing: pass {missing[0]}=...")
         if not self._splits and geometry.g != 1:
             geometry = Geometry.of(x.shape, 1, channel_dim)
-        given = {"x": x, **tensors}
-        wrt = _wanted(given)
-        call = _Call(self._built(x, given, geometry, wrt, mode), geometry, float(eps), mode)
-        names = tuple(given)
-        frozen = {name: t.detach() for name, t in (buffers or {}).items()}
-        outs = _Autograd.apply(call, names, frozen, *given.values())
-        count = len(call.built.programs.results)
-        rows = call.built.programs.running if mode == "track" else ()
-        return outs[:count], {r.name: t for r, t in zip(rows, outs[count:], strict=True)}
-
-    def _built(
-        self,
-        x: Tensor,
-        given: Mapping[str, Tensor],
-        geometry: Geometry,
-        wrt: tuple[str, ...],
-        mode: Mode,
-    ) -> Built:
         full = [given[i.name] for i in self.formula.inputs if i.axes == FULL]
-        return _build(self.formula, wrt, mode, target_of(self.backend, x, full, geometry))
+        wrt = _wanted(given)
+        built = _build(self.formula, wrt, mode, target_of(self.backend, x, full, geometry))
+        found = built.programs
+        extra = [r.output for r in found.running] if mode == "track" else []
+        return _Call(built, geometry, (*found.results, *extra), len(extra), bool(wrt))
+
+    def __copy__(self) -> Op:
+        return self
+
+    def __deepcopy__(self, memo: object) -> Op:
+        return self
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Op, (self.formula, self.backend)
 
     def source(self, backend: str = "c", dtype: str = "float32") -> str:
         """The text of the kernels, forward and backward, that a backend would compile."""
@@ -138,63 +162,88 @@ def _wanted(given: Mapping[str, Tensor]) -> tuple[str, ...]:
     return tuple(name for name, t in given.items() if t.requires_grad)
 
 
-@dataclass
+_MOST_CALLS = 4096
+"""Kinds of calls an op remembers before it forgets them all."""
+
+
+def _kind(item: tuple[str, Tensor]) -> tuple[Any, ...]:
+    """What decides which kernels a tensor needs, and whether it fits."""
+    name, t = item
+    return name, t.shape, t.stride(), t.dtype, t.device, t.requires_grad
+
+
+@dataclass(frozen=True)
 class _Call:
-    """What forward and backward of one call share."""
+    """What all calls of one kind share."""
 
     built: Built
     geometry: Geometry
-    eps: float
-    mode: Mode
+    names: tuple[str, ...]  # of what comes out: results, then tracked statistics
+    tracked: int
+    gradient: bool  # whether some tensor wants one
 
 
 class _Autograd(torch.autograd.Function):
-    """The compiled forward with the compiled backward; first order."""
+    """The compiled forward with the compiled backward."""
 
     @staticmethod
     def forward(
-        ctx: Any, call: _Call, names: tuple[str, ...], frozen: dict[str, Tensor], *args: Tensor
+        ctx: Any,
+        call: _Call,
+        eps: float,
+        names: tuple[str, ...],
+        frozen: dict[str, Tensor],
+        *args: Tensor,
     ) -> tuple[Tensor, ...]:
-        found = call.built.programs
-        given = dict(zip(names, args, strict=True))
-        done = call.built.forward(call.geometry, given | frozen, call.eps)
-        ctx.call, ctx.names, ctx.frozen = call, names, frozen
-        ctx.save_for_backward(*args, *(done[name] for name in found.saved))
-        results = [done[name] for name in found.results]
-        tracked = [done[r.output] for r in found.running] if call.mode == "track" else []
-        ctx.mark_non_differentiable(*tracked)
-        return (*results, *tracked)
+        given = dict(zip(names, args, strict=True)) | frozen
+        done = call.built.forward(call.geometry, given, eps)
+        ctx.call, ctx.eps, ctx.names, ctx.frozen = call, eps, names, frozen
+        ctx.save_for_backward(*args, *[done[name] for name in call.built.programs.saved])
+        outs = tuple(done[name] for name in call.names)
+        if call.tracked:
+            ctx.mark_non_differentiable(*outs[-call.tracked :])
+        return outs
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         call: _Call = ctx.call
         found = call.built.programs
         if call.built.backward is None or found.backward is None:  # no result depends on them
-            return (None,) * (3 + len(ctx.names))
+            return (None,) * (4 + len(ctx.names))
         given = dict(zip((*ctx.names, *found.saved), ctx.saved_tensors, strict=True)) | ctx.frozen
         for name, grad in zip(found.results, grads, strict=False):
             given[COTANGENT + name] = grad
-        done = _Gradients.apply(call, tuple(given), *given.values())
+        run = _Gradients.apply if torch.is_grad_enabled() else _gradients
+        done = run(call, ctx.eps, tuple(given), *given.values())
         gradients = dict(zip((o.name for o in found.backward.outputs), done, strict=True))
-        return None, None, None, *(gradients.get(COTANGENT + name) for name in ctx.names)
+        return None, None, None, None, *[gradients.get(COTANGENT + name) for name in ctx.names]
+
+
+def _gradients(
+    call: _Call, eps: float, names: tuple[str, ...], *args: Tensor
+) -> tuple[Tensor, ...]:
+    """Run the compiled backward: the gradients, each in the dtype of what it belongs to."""
+    program, run = call.built.programs.backward, call.built.backward
+    assert program is not None and run is not None
+    given = dict(zip(names, args, strict=True))
+    x = given["x"]
+    read = {i.name: given[i.name] for i in program.inputs}
+    for name in call.built.programs.results:
+        if COTANGENT + name in read:
+            read[COTANGENT + name] = _like(read[COTANGENT + name], x)
+    done = run(call.geometry, {"x": x, **read}, eps)
+    outs = [(o.name, done[o.name]) for o in program.outputs]
+    return tuple(g.to(given[name.removeprefix(COTANGENT)].dtype) for name, g in outs)
 
 
 class _Gradients(torch.autograd.Function):
     """The compiled backward; to differentiate it again is an error, not a silent zero."""
 
     @staticmethod
-    def forward(ctx: Any, call: _Call, names: tuple[str, ...], *args: Tensor) -> tuple[Tensor, ...]:
-        program, run = call.built.programs.backward, call.built.backward
-        assert program is not None and run is not None
-        given = dict(zip(names, args, strict=True))
-        x = given["x"]
-        read = {i.name: given[i.name] for i in program.inputs}
-        for name in call.built.programs.results:
-            if COTANGENT + name in read:
-                read[COTANGENT + name] = _like(read[COTANGENT + name], x)
-        done = run(call.geometry, read or {"x": x}, call.eps)
-        outs = [(o.name, done[o.name]) for o in program.outputs]
-        return tuple(g.to(given[name.removeprefix(COTANGENT)].dtype) for name, g in outs)
+    def forward(
+        ctx: Any, call: _Call, eps: float, names: tuple[str, ...], *args: Tensor
+    ) -> tuple[Tensor, ...]:
+        return _gradients(call, eps, names, *args)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> Any:

@@ -4,6 +4,7 @@ import pytest
 import torch
 
 import normc
+from normc import config
 
 TEXT = "x*sigmoid(v*x)/group_std(x)*gamma + beta"
 
@@ -117,6 +118,15 @@ def test_inputs_are_required_and_shaped():
         op(torch.randn(2, 8, 3))
     with pytest.raises(normc.ShapeError, match=r"`scale\[n,c\]` must have shape \(2, 8\)"):
         op(torch.randn(2, 8, 3), scale=torch.ones(8))
+
+
+def test_the_backend_follows_the_configuration():
+    op, x = normc.compile("x/layer_rms(x)"), torch.randn(2, 3, 4)
+    op(x)
+    with config.override(backend="troch"), pytest.raises(normc.BackendError, match="torch"):
+        op(x)
+    with config.override(backend="torch"):
+        torch.testing.assert_close(op(x), op(x.clone()))
 
 
 def test_unknown_backends_are_named():

@@ -1,0 +1,188 @@
+"""Scope: the lines of a Triton kernel, and what they can see: indices, masks, scalars, memory.
+
+User's tensors come with a suffix: ``x_ptr`` the pointer, ``x_n`` a stride, ``x_`` the tile that was
+loaded. No name of normc's own ends like these, so none can collide, whatever a parameter is called.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Generator, Sequence
+from contextlib import contextmanager
+from itertools import pairwise
+from textwrap import wrap
+
+from normc.backends.tiling import Dim, Form
+from normc.language.axes import CHANNEL, FULL, Axis
+from normc.language.expr import Var
+from normc.language.reductions import EPS
+
+START = {"sum": "0.0", "max": 'float("-inf")', "min": 'float("inf")'}
+"""What changes no fold: the value of masked lanes, and of totals before the first tile."""
+
+_FOLD = {
+    "sum": "tl.sum({}, {}, keep_dims=True)",
+    "max": "tl.reduce({}, {}, larger, keep_dims=True)",
+    "min": "tl.reduce({}, {}, smaller, keep_dims=True)",
+}
+
+
+class Scope:
+    """Collects the text of one kernel."""
+
+    def __init__(self, form: Form) -> None:
+        self.form = form
+        self.real = f"tl.{form.job.wide}"
+        self._lines: list[str] = []
+        self._depth = 1
+        self._known: list[Dim] = []  # the dimensions whose indices are bound here
+        self._scalars: dict[str, str] = {}  # eps and counts, computed at the top
+        self._top = 0
+
+    # --- lines -----------------------------------------------------------------------------------
+    def add(self, *lines: str) -> None:
+        """Add lines at the present depth."""
+        self._lines += [("    " * self._depth + line).rstrip() for line in lines]
+
+    def named(self, name: str, text: str) -> str:
+        """A name for a value: the one it has, or ``name``."""
+        if text.isidentifier():
+            return text
+        self.add(f"{name} = {text}")
+        return name
+
+    @contextmanager
+    def loop(self, head: str) -> Generator[None, None, None]:
+        """The body of a loop; the indices bound in it are forgotten after it."""
+        known = list(self._known)
+        self.add(f"for {head}:")
+        self._depth += 1
+        yield
+        self._depth -= 1
+        self._known = known
+
+    def signature(self, summary: str) -> None:
+        """The definition's first lines."""
+        form = self.form
+        rows = [
+            [pointer(v) for v in form.pointers],
+            [f"{name}_{letter}" for name, letter in form.strides],
+            [d.size for d in form.sizes],
+            ["EPS: tl.constexpr", "INDEX: tl.constexpr"],
+            [f"{d.block(i)}: tl.constexpr" for d, i in form.blocks],
+        ]
+        self._lines += ["@triton.jit", f"def {form.name}("]
+        for row in rows:
+            self.add(*wrap(f"{', '.join(row)},", 96) if row else [])
+        self._lines.append("):")
+        self.add(f'"""{summary}"""')
+        self._top = len(self._lines)
+
+    def text(self) -> str:
+        """The whole function, with the scalars that it turned out to need."""
+        scalars = [f"    {name} = {text}" for name, text in self._scalars.items()]
+        return "\n".join([*self._lines[: self._top], *scalars, *self._lines[self._top :]])
+
+    # --- indices ---------------------------------------------------------------------------------
+    def instances(self, program: str) -> None:
+        """The indices of a program over the grid, innermost first."""
+        grid = self.form.grid
+        for d in reversed(grid):
+            blocks = f"tl.cdiv({d.size}, {d.block()})"
+            here = "program" if d is grid[0] else f"program % {blocks}"
+            if d is grid[-1]:
+                self.add(f"program = {program}")
+            self.index(d, f"{here}*{d.block()}", d.block())
+            if d is not grid[0]:
+                self.add(f"program = program // {blocks}")
+
+    def index(self, d: Dim, first: str, extent: str) -> None:
+        """Bind the index of a dimension, and c where groups and channels in them make it up."""
+        view = ", ".join(":" if other == d else "None" for other in self.form.dims)
+        self.add(f"{d.letter} = span({first}, {extent}, INDEX)[{view}]")
+        self.add(f"{d.letter}_in = {d.letter} < {d.size}")
+        self._known.append(d)
+        if d.letter in "gk" and {"g", "k"} <= {other.letter for other in self._known}:
+            self.add("c = g*K + k")
+
+    def mask(self, axes: Axis) -> str:
+        """The condition under which an element over ``axes`` exists."""
+        return " & ".join(f"{d.letter}_in" for d in self.form.along(axes))
+
+    def extents(self, i: int, axes: Axis) -> list[str]:
+        """The shape of a tile over ``axes`` in a sweep."""
+        grid, resident = self.form.kernel.grid, self.form.resident
+        own = {d: d.block(None if resident or d.axes & grid else i) for d in self.form.dims}
+        return [own[d] if d.axes & axes else "1" for d in self.form.dims]
+
+    def full(self, i: int, axes: Axis, op: str) -> str:
+        """A tile of a fold's start."""
+        return f"tl.full([{', '.join(self.extents(i, axes))}], {START[op]}, {self.real})"
+
+    def fold(self, i: int, axes: Axis, along: Axis, op: str, text: str) -> str:
+        """The fold of a tile over ``axes``; neighbouring dimensions are folded as one."""
+        shape = self.extents(i, axes)
+        for first, after in reversed(_runs([bool(d.axes & along) for d in self.form.dims])):
+            if after - first > 1:
+                shape[first:after] = ["*".join(shape[first:after]), *["1"] * (after - first - 1)]
+                text = f"tl.reshape({text}, [{', '.join(shape)}])"
+            text = _FOLD[op].format(text, first)
+            shape[first] = "1"
+        return text
+
+    # --- scalars and memory ----------------------------------------------------------------------
+    def eps(self) -> str:
+        """The name of epsilon."""
+        self._scalars[EPS.name] = f"tl.full([], EPS, {self.real})"
+        return EPS.name
+
+    def count(self, axes: Axis) -> str:
+        """The name of the number of elements over ``axes``."""
+        sizes = [d.size for d in self.form.sizes if d.axes & axes]
+        name = f"count_{''.join(sizes)}"
+        self._scalars[name] = "*".join(f"tl.cast({size}, {self.real})" for size in sizes)
+        return name
+
+    def place(self, v: Var) -> str:
+        """Pointers to a tensor's elements: strides where it is full-size, else it is dense."""
+        if v.axes == FULL:
+            passed = self.form.strides
+            steps = [f"{a}*{v.name}_{a}" if (v.name, a) in passed else a for a in "ncs"]
+            return " + ".join([pointer(v), *steps])
+        return " + ".join([pointer(v), *self.offset(v.axes)])
+
+    def offset(self, axes: Axis) -> list[str]:
+        """The terms of an index into a dense tensor over ``axes``."""
+        if axes == CHANNEL:
+            return ["c"]
+        text = ""
+        for d in sorted(self.form.along(axes), key=lambda d: d.axes.value):
+            outer = f"({text})" if " " in text else text
+            text = f"{outer}*{d.size} + {d.letter}" if outer else d.letter
+        ones = ", ".join("1" for _ in self.form.dims)
+        return [text or f"tl.zeros([{ones}], tl.int32)"]
+
+    def load(self, v: Var) -> str:
+        """The text that reads a tile of a tensor, or a parameter that is one number."""
+        if not v.axes:
+            return f"tl.load({pointer(v)}).to({self.real})"
+        return f"tl.load({self.place(v)}, {self.mask(v.axes)}, 0.0).to({self.real})"
+
+    def store(self, v: Var, value: str) -> None:
+        """Write a value over at most the axes of ``v``."""
+        self.store_at(self.place(v), v.axes, value)
+
+    def store_at(self, place: str, axes: Axis, value: str) -> None:
+        """Write a value over ``axes``."""
+        inside = f", {self.mask(axes)}" if axes else ""
+        self.add(f"tl.store({place}, {value}{inside})")
+
+
+def pointer(v: Var) -> str:
+    """What the pointer to a tensor is called."""
+    return f"{v.name}_ptr"
+
+
+def _runs(marks: Sequence[bool]) -> list[tuple[int, int]]:
+    """Where True stands, as half-open ranges of neighbours."""
+    edges = [i for i, (a, b) in enumerate(pairwise([False, *marks, False])) if a != b]
+    return list(zip(edges[::2], edges[1::2], strict=True))
