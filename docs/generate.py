@@ -1,4 +1,5 @@
-"""Write the pages of docs/ that come from tables and stages: ``python docs/generate.py``.
+"""Write the pages that come from tables and stages, and the outputs that README.md quotes:
+``python docs/generate.py``.
 
 What is said between the tables is in this file; what stands in a table, and every output of a
 stage, is asked of normc. tests/test_docs.py fails when a page differs from what this file prints.
@@ -6,12 +7,17 @@ stage, is asked of normc. tests/test_docs.py fails when a page differs from what
 
 from __future__ import annotations
 
+import re
+import shlex
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
+
+from typer.testing import CliRunner
 
 from normc import config
 from normc.backends import contract
 from normc.cli import stages
+from normc.cli.main import app
 from normc.cli.stages import Subject
 from normc.errors import FormulaError
 from normc.formula import parse, zoo
@@ -362,7 +368,9 @@ Each kernel is printed in two forms. The resident one holds all that belongs to 
 tile and reads it once; the streaming one loops over it and merges the blocks. Which is launched
 is decided by the sizes of the call. `normc show --stage triton` prints backward as well; forward:
 
+<!-- fmt: off -->
 {triton_forward}
+<!-- fmt: on -->
 
 ## ptx
 
@@ -402,9 +410,35 @@ def pipeline() -> str:
     return PIPELINE.format(formula=block(FORMULA), **texts)
 
 
+# --- what the README quotes ----------------------------------------------------------------------
+
+README = DOCS.parent / "README.md"
+
+QUOTE = re.compile(r"^(<!-- output of: (.*?) -->\n```\w*\n)(.*?)^```$", re.MULTILINE | re.DOTALL)
+"""``<!-- output of: normc show ... | first | last -->``, above the lines between these two."""
+
+
+def readme() -> str:
+    """README.md, with what it quotes brought up to date."""
+    text = README.read_text("utf-8")
+    return QUOTE.sub(lambda found: f"{found[1]}{quote(found[2])}\n```", text)
+
+
+def quote(about: str) -> str:
+    """Of a command's output, what stands from the first line that contains one text to the next
+    that contains another."""
+    command, first, last = about.split(" | ")
+    result = CliRunner().invoke(app, shlex.split(command)[1:], catch_exceptions=False)
+    lines = result.output.splitlines()
+    start = next(i for i, line in enumerate(lines) if first in line)
+    stop = next(i for i, line in enumerate(lines) if i >= start and last in line)
+    return "\n".join(lines[start : stop + 1])
+
+
 # --- all of them ---------------------------------------------------------------------------------
 
 PAGES: dict[str, Callable[[], str]] = {
+    "../README.md": readme,
     "environment.md": config.markdown,
     "language.md": language,
     "pipeline.md": pipeline,

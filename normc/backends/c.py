@@ -25,6 +25,7 @@ from normc.backends.c_source import PARTS, arguments, render
 from normc.backends.contract import Job, Run, Source
 from normc.backends.memory import Strides, dense_strides, empty, full_input, strides_of, walkable
 from normc.errors import BackendError
+from normc.language.axes import FULL
 from normc.language.expr import Var
 from normc.language.geometry import Geometry
 
@@ -49,7 +50,7 @@ class CBackend:
         path = compiled(source)
         function = getattr(ctypes.CDLL(str(path)), source.entry)
         function.restype = None
-        function.argtypes = [ctypes.c_void_p] * 3 + [ctypes.c_double, ctypes.c_int]
+        function.argtypes = [ctypes.c_void_p] * 3 + [ctypes.c_double, ctypes.c_int, ctypes.c_int]
         return _Runner(job, function)
 
 
@@ -57,6 +58,13 @@ backend = CBackend()
 
 _GRAIN = 32768
 """Elements below which a second thread costs more than it saves; torch's own figure."""
+
+
+@lru_cache(maxsize=1)
+def _last_cache() -> int:
+    """The bytes of the last level of cache, 32 MiB where the system does not say."""
+    name = "SC_LEVEL3_CACHE_SIZE"
+    return (os.sysconf(name) if name in os.sysconf_names else 0) or 32 * 2**20
 
 
 @lru_cache(maxsize=1)
@@ -117,6 +125,7 @@ class _Frame:
     direct: bool  # the inputs are read where they lie: none is converted or copied
     room: tuple[tuple[int, ...], ...]  # shapes of the statistics and parts
     threads: bool  # large enough for more than one
+    stream: bool  # too large for the cache to keep what is stored
 
 
 class _Runner:
@@ -149,7 +158,7 @@ class _Runner:
         room = [torch.empty(shape, dtype=self.real) for shape in frame.room]
         every = [t.data_ptr() for t in (*given, *outs.values(), *room)]
         threads = torch.get_num_threads() if frame.threads else 1
-        self.function(self.pointers(*every), frame.steps, frame.sizes, eps, threads)
+        self.function(self.pointers(*every), frame.steps, frame.sizes, eps, threads, frame.stream)
         for i, name in self.saved:
             outs[name] = room[i]
         return outs
@@ -174,6 +183,7 @@ class _Runner:
             all(a is b for a, b in zip(given, used, strict=True)),
             tuple(shape if shape[0] > 1 else shape[1:] for shape in room),
             x.numel() >= _GRAIN,
+            2 * x.numel() * x.element_size() > _last_cache(),
         )
 
     def _converted(self, geometry: Geometry, given: list[Tensor]) -> list[Tensor]:
@@ -182,7 +192,7 @@ class _Runner:
         return [self._input(i, t.to(self.real), geometry) for i, t in every]
 
     def _input(self, i: Var, tensor: Tensor, geometry: Geometry) -> Tensor:
-        if i.name in self.job.dense:
+        if i.axes != FULL:  # small, and its innermost axis is known to be contiguous
             return tensor.contiguous()
         return walkable(tensor, i.axes, geometry)
 

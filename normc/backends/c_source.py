@@ -8,17 +8,19 @@ block, merged between blocks in double), always in the same order.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 from normc.backends.c_spelling import NARROW, WIDE, declarations
 from normc.backends.contract import Job, Source
 from normc.backends.emit import Block, Spelling, expand, write
-from normc.language.axes import FULL, Axis, members, show
+from normc.language.axes import CHANNEL, FULL, Axis, members, show
 from normc.language.expr import Expr, Var, var, variables
 from normc.language.reductions import COUNT, REDUCTIONS, E
 from normc.language.reductions import Fold as StateFold
-from normc.program.program import Stat, is_scalar
+from normc.program.program import Output, Stat, is_scalar
 from normc.schedule.plan import Fold, Kernel, Sweep
 
 PARTS = 64
@@ -69,12 +71,26 @@ class _Printer:
     # --- memory: how a variable is read and written ----------------------------------------------
     def place(self, v: Var) -> str:
         """The element of a tensor at the loop indices in scope."""
-        steps = [f"{_index(a)}*{v.name}_{_index(a)}" for a in members(v.axes)]
-        innermost = self.job.plan.order[-1]
-        if self.job.unit and v.axes == FULL:
-            steps = [s for a, s in zip(members(v.axes), steps, strict=True) if a != innermost]
-            steps.append(_index(innermost))
-        return f"{v.name}_ptr[{' + '.join(steps) or '0'}]"
+        return f"{v.name}_ptr[{self.offset(v)}]"
+
+    def offset(self, v: Var) -> str:
+        """Where that element lies; the axis that is known to be contiguous needs no stride."""
+        unit = self.contiguous(v)
+        steps = [f"{_index(a)}*{v.name}_{_index(a)}" for a in members(v.axes) if a != unit]
+        return " + ".join([*steps, _index(unit)] if unit else steps) or "0"
+
+    def contiguous(self, v: Var) -> Axis | None:
+        """The axis along which a tensor surely has stride 1, if there is one."""
+        if v.axes == FULL:
+            return self.job.plan.order[-1] if self.job.unit else None
+        if v.axes & Axis.S and v.axes & CHANNEL and v.name not in self.stats:
+            return None  # a user's tensor: which of the two is inside depends on channel_dim
+        return members(v.axes)[-1] if v.axes else None
+
+    @cached_property
+    def stats(self) -> set[str]:
+        """The tensors that are contiguous over (N, G, K, S)."""
+        return {s.name for s in self.job.plan.program.stats} | set(self.job.dense)
 
     def load(self, v: Var) -> str:
         if v.name.startswith("|"):
@@ -128,8 +144,7 @@ class _Printer:
 
     def part(self, stat: Stat) -> str:
         """The accumulator of a carried sum in the current part."""
-        steps = [f"{_index(a)}*{stat.name}_{_index(a)}" for a in members(stat.kept)]
-        return f"{stat.name}_parts_ptr[{' + '.join([f'part*{_count(stat.kept)}', *steps])}]"
+        return f"{stat.name}_parts_ptr[part*{_count(stat.kept)} + {self.offset(stat.var)}]"
 
     def finish_parts(self, stat: Stat, grid: list[Axis]) -> None:
         """Add up the parts of a carried sum, always in the same order."""
@@ -152,12 +167,37 @@ class _Printer:
         loops = [*self.ordered(sweep.rows), *self.ordered(sweep.cols)]
         block = self.block([*grid, *loops])
         values = block.prepare(sweep.exprs)
-        self.enter(block, grid, loops, simd=True)
-        places = [f"{self.place(w.var)} =" for w in sweep.writes]
-        places += [f"{self.part(s)} +=" for s in sweep.carries]
+        staged = self.job.unit and loops[-1:] == [self.job.plan.order[-1]]
+        self.enter(block, grid, loops[:-1] if staged else loops, simd=not staged)
+        if staged:
+            self.enter_stage(sweep, loops[-1], block.lines[-1])
+        places = [self.staged(w, loops[-1]) if staged and w.axes == FULL else self.place(w.var)
+                  for w in sweep.writes]  # fmt: skip
+        places = [f"{place} =" for place in places] + [f"{self.part(s)} +=" for s in sweep.carries]
         for place, value in zip(places, values, strict=True):
             self.out.add(f"{place} {value};")
+        if staged:
+            self.leave_stage(sweep, loops[-1])
         self.out.close(len(loops))
+
+    def staged(self, w: Output, axis: Axis) -> str:
+        return f"{w.name}_stage[{_index(axis)} - from]"
+
+    def enter_stage(self, sweep: Sweep, axis: Axis, lines: list[str]) -> None:
+        """Compute a block into the cache first; `put_` then stores it whole lines at a time."""
+        i = _index(axis)
+        self.out.add(f"for (i64 from = 0; from < {axis.name}; from += {_BLOCK}) {{",
+                     f"const i64 to = least(from + {_BLOCK}, {axis.name});")  # fmt: skip
+        full = [w for w in sweep.writes if w.axes == FULL]
+        self.out.add(*[f"real {w.name}_stage[{_BLOCK}];" for w in full], "#pragma omp simd")
+        self.out.add(f"for (i64 {i} = from; {i} < to; {i}++) {{", *lines)
+
+    def leave_stage(self, sweep: Sweep, axis: Axis) -> None:
+        self.out.close()
+        for w in sweep.writes:
+            if w.axes == FULL:
+                first = re.sub(rf"\b{_index(axis)}\]$", "from]", self.place(w.var))
+                self.out.add(f"put_(&{first}, {w.name}_stage, to - from, stream);")
 
     def enter(self, block: Block, grid: list[Axis], loops: list[Axis], simd: bool = False) -> None:
         """Open loops inside the grid, each followed by the temporaries of its level."""
@@ -305,7 +345,7 @@ def arguments(job: Job) -> list[tuple[Var, str]]:
 
 def _signature(job: Job) -> list[str]:
     lines = [f"void {job.entry}(void **ptr, const i64 *stride, const i64 *size, double eps_, "
-             "int threads) {",
+             "int threads, int stream) {",
              "const i64 N = size[0], G = size[1], K = size[2], S = size[3];",
              "const real eps = eps_;"]  # fmt: skip
     for i, (v, kind) in enumerate(arguments(job)):

@@ -45,6 +45,30 @@ typedef {real} real;
 typedef double wide;
 """
 
+_PUT = """\
+#if defined(__AVX512F__) && !defined(__clang__)
+typedef float line __attribute__((vector_size(64), aligned(4)));
+#define STREAM(to, from) __builtin_ia32_movntps512((float *)(to), *(const line *)(from))
+#elif defined(__AVX__) && !defined(__clang__)
+typedef float line __attribute__((vector_size(32), aligned(4)));
+#define STREAM(to, from) __builtin_ia32_movntps256((float *)(to), *(const line *)(from))
+#elif defined(__clang__)
+typedef float line __attribute__((vector_size(32), aligned(4)));
+#define STREAM(to, from) __builtin_nontemporal_store(*(const line *)(from), (line *)(to))
+#endif
+static inline void put_(real *restrict to, const real *restrict from, i64 n, int stream) {
+  i64 i = 0;
+#ifdef STREAM  /* past the cache: lines that are written whole need not be read first */
+  const i64 step = sizeof(line)/sizeof(real);
+  if (stream && n >= 4*step) {
+    for (; (unsigned long)(to + i) % sizeof(line); i++) to[i] = from[i];
+    for (; i + step <= n; i += step) STREAM(to + i, from + i);
+  }
+#endif
+#pragma omp simd
+  for (i64 j = i; j < n; j++) to[j] = from[j];
+}"""
+
 _HELPERS = {
     "max_": "static inline real max_(real a, real b) { return a > b || a != a ? a : b; }",
     "min_": "static inline real min_(real a, real b) { return a < b || a != a ? a : b; }",
@@ -53,6 +77,7 @@ _HELPERS = {
     "wmin_": "static inline wide wmin_(wide a, wide b) { return a < b || a != a ? a : b; }",
     "wsign_": "static inline wide wsign_(wide a) { return (wide)((a > 0) - (a < 0)); }",
     "least": "static inline i64 least(i64 a, i64 b) { return a < b ? a : b; }",
+    "put_": _PUT,
 }  # NaN wins in max and min, as in torch
 
 

@@ -65,6 +65,7 @@ class Scope:
         form = self.form
         rows = [
             [pointer(v) for v in form.pointers],
+            [f"{stat.name}_parts" for stat in form.kernel.carries],
             [f"{name}_{letter}" for name, letter in form.strides],
             [d.size for d in form.sizes],
             ["EPS: tl.constexpr", "INDEX: tl.constexpr"],

@@ -1,32 +1,33 @@
 """Tiles: the skeleton that turns a Job into the text of Triton kernels; it knows no sizes.
 
-    source ::= header, {function of `tile_functions`}, {kernel, in both its forms}
-    kernel ::= signature, indices of the program, {sweep}
+    source ::= header, {function of `tile_functions`}, {kernel, in both its forms}, {carried sum}
+    kernel ::= signature, indices of its instances, {sweep}
 
-The dimensions of tiles and the two forms are those of `normc.backends.tiling`. A statistic is
-folded over a tile, two-pass where its state asks for it, and in the streaming form merged with what
-earlier tiles gave, always in the same order. A statistic per row that a later sweep reads goes
-through memory, behind a barrier; every other value stays in registers.
+The dimensions of tiles and the two forms are those of `normc.backends.tiling`; `tile_scope` has
+what every line needs. A statistic is folded over a tile, two-pass where its state asks for it, and
+in the streaming form merged with what earlier tiles gave, always in the same order. A statistic per
+row that a later sweep reads goes through memory, behind a barrier; every other value stays in
+registers. A sum that is carried is kept by each program for its own instances, and the programs'
+parts are added up by a kernel of its own.
 """
 
 from __future__ import annotations
 
 import re
 from collections.abc import Generator, Mapping, Sequence
-from contextlib import contextmanager
-from itertools import pairwise
-from textwrap import wrap
+from contextlib import ExitStack, contextmanager
 
 import torch
 
 from normc.backends.contract import Job
-from normc.backends.emit import Block, Spelling
+from normc.backends.emit import Block, Spelling, write
 from normc.backends.tile_functions import functions
-from normc.backends.tiling import Dim, Form, counted
-from normc.language.axes import CHANNEL, FULL, NONE, Axis, show
+from normc.backends.tile_scope import START, Scope
+from normc.backends.tiling import Dim, Form, counted, sum_name
+from normc.language.axes import FULL, NONE, show
 from normc.language.expr import Call, Const, Expr, Var, const, rewrite, var, variables
 from normc.language.primitives import PRIMITIVES
-from normc.language.reductions import COUNT, EPS, REDUCTIONS, E, count
+from normc.language.reductions import COUNT, EPS, REDUCTIONS, E, Values, count
 from normc.program.program import Stat, is_scalar
 from normc.schedule.plan import Fold, Sweep
 
@@ -40,19 +41,19 @@ _FUNCTIONS = {fn: f"tl.{fn}({{}})" for fn in ("abs", "exp", "log", "sin", "cos",
     "min": "smaller({}, {})",
     "where": "tl.where({}, {}, {})",
 }
-_START = {"sum": "0.0", "max": 'float("-inf")', "min": 'float("inf")'}
 
 
 def source(job: Job) -> str:
     """The text of a job: a Python file that imports nothing but triton."""
-    kernels = [
-        Printer(Form(job, kernel, resident)).kernel()
-        for kernel in job.plan.kernels
-        for resident in (False, True)
-    ]
+    forms = [Form(job, k, resident) for k in job.plan.kernels for resident in (False, True)]
+    kernels = [Printer(form).kernel() for form in forms if form.resident or form.free]
+    kernels += [carried_sum(job, stat) for stat in job.plan.carries]
     body = "\n\n\n".join(kernels)
-    used = [text.strip() for name, text in functions(job.wide).items()
-            if re.search(rf"\b{name}\b", body)]  # fmt: skip
+    used = [
+        text.strip()
+        for name, text in functions(job.wide).items()
+        if re.search(rf"\b{name}\b", body)
+    ]
     return "\n\n\n".join([_header(job), *used, body]) + "\n"
 
 
@@ -106,141 +107,73 @@ class Printer:
 
     def __init__(self, form: Form) -> None:
         self.form = form
-        self.real = f"tl.{form.job.wide}"
+        self.scope = Scope(form)
         self.spelling = spelling(form.job.wide)
-        self.lines: list[str] = []
-        self.depth = 1
-        self.known: list[Dim] = []  # the dimensions whose indices are bound here
-        self.scalars: dict[str, str] = {}  # eps and counts, computed at the top
         self.waiting: set[str] = set()  # statistics stored since the last barrier
         self.temporaries = 0
-        walked = FULL if form.resident else form.kernel.grid
-        self.block = Block([walked], self.spelling, self.load, "{} = {}")
+        # In the resident form, what varies over no axis of the grid is read before the rest.
+        depths = [FULL & ~form.kernel.grid, FULL] if form.resident else [form.kernel.grid]
+        self.block = Block(depths, self.spelling, self.load, "{} = {}")
 
     def kernel(self) -> str:
         """The whole function."""
-        self.signature()
-        self.program()
-        top = len(self.lines)
+        self.scope.signature(_summary(self.form))
+        with self.instances():
+            for i, sweep in enumerate(self.form.kernel.sweeps):
+                self.sweep(i, sweep)
         if self.form.resident:
-            for d in self.form.free:
-                self.index(d, "0", d.block())
-            top = len(self.lines)
-            self.prepare(self.form.kernel.reads)
-            self.add(*self.block.lines[0])
-            self.block.leave()
-        for i, sweep in enumerate(self.form.kernel.sweeps):
-            self.sweep(i, sweep)
-            self.block.leave()
-        self.lines[top:top] = [f"    {name} = {text}" for name, text in self.scalars.items()]
-        return "\n".join(self.lines)
-
-    def add(self, *lines: str) -> None:
-        """Add lines at the present depth."""
-        self.lines += [("    " * self.depth + line).rstrip() for line in lines]
-
-    def signature(self) -> None:
-        """The definition's first lines."""
-        form = self.form
-        rows = [
-            [f"{v.name}_ptr" for v in form.pointers],
-            [f"{name}_{letter}" for name, letter in form.strides],
-            [d.size for d in form.sizes],
-            ["EPS: tl.constexpr", "INDEX: tl.constexpr"],
-            [f"{d.block(i)}: tl.constexpr" for d, i in form.blocks],
-        ]
-        self.lines += ["@triton.jit", f"def {form.name}("]
-        for row in rows:
-            self.add(*wrap(f"{', '.join(row)},", 96) if row else [])
-        self.lines.append("):")
-        self.add(f'"""{_summary(form)}"""')
-
-    # --- indices ---------------------------------------------------------------------------------
-    def program(self) -> None:
-        """The program's indices over the grid, innermost first."""
-        grid = self.form.grid
-        for d in reversed(grid):
-            blocks = f"tl.cdiv({d.size}, {d.block()})"
-            here = "program" if d is grid[0] else f"program % {blocks}"
-            if d is grid[-1]:
-                self.add("program = tl.program_id(0)")
-            self.index(d, f"{here}*{d.block()}", d.block())
-            if d is not grid[0]:
-                self.add(f"program = program // {blocks}")
-
-    def index(self, d: Dim, first: str, extent: str) -> None:
-        """Bind the index of a dimension, and c where groups and channels in them make it up."""
-        view = ", ".join(":" if other == d else "None" for other in self.form.dims)
-        self.add(f"{d.letter} = span({first}, {extent}, INDEX)[{view}]")
-        self.add(f"in_{d.letter} = {d.letter} < {d.size}")
-        self.known.append(d)
-        if d.letter in "gk" and {"g", "k"} <= {other.letter for other in self.known}:
-            self.add("c = g*K + k")
+            for stat in self.form.kernel.carries:
+                axes, grid = self.form.kernel.grid | stat.kept, self.form.kernel.grid
+                total = self.scope.fold(0, axes, grid, "sum", f"{stat.name}_t")
+                self.scope.store_at(self.part(stat), stat.kept, total)
+        return self.scope.text()
 
     @contextmanager
-    def loops(self, i: int, dims: Sequence[Dim], level: int) -> Generator[None, None, None]:
-        """Loops over dimensions, each followed by the temporaries of its level."""
-        for d in dims:
-            self.add(f"for {d.letter}_from in range(0, {d.size}, {d.block(i)}):")
-            self.depth += 1
-            self.index(d, f"{d.letter}_from", d.block(i))
-            self.add(*self.block.lines[level])
-            level += 1
-        yield
-        self.depth -= len(dims)
-        del self.known[len(self.known) - len(dims) :]
+    def instances(self) -> Generator[None, None, None]:
+        """The instances of a program: one block of them, or block after block to carry sums."""
+        scope, carries = self.scope, self.form.kernel.carries
+        if not carries:
+            scope.instances("tl.program_id(0)")
+            self.read_all()
+            self.flush(0, 1)
+            yield
+            return
+        scope.add("part = tl.program_id(0)")
+        self.read_all()
+        self.flush(0)
+        if self.form.resident:
+            for stat in carries:
+                start = scope.full(0, self.form.kernel.grid | stat.kept, "sum")
+                scope.add(f"{stat.name}_t = {start}")
+        blocks = "*".join(f"tl.cdiv({d.size}, {d.block()})" for d in self.form.grid)
+        with scope.loop(f"turn in range(part, {blocks}, tl.num_programs(0))"):
+            scope.instances("turn")
+            if not self.form.resident:
+                scope.add("tl.debug_barrier()  # the part stored in the turn before can be read")
+            self.flush(1)
+            yield
 
-    def extents(self, i: int, axes: Axis) -> list[str]:
-        """The shape of a tile over ``axes`` in a sweep."""
-        grid, resident = self.form.kernel.grid, self.form.resident
-        own = {d: d.block(None if resident or d.axes & grid else i) for d in self.form.dims}
-        return [own[d] if d.axes & axes else "1" for d in self.form.dims]
+    def read_all(self) -> None:
+        """In the resident form: the indices of everything on chip, and the loads of all tensors."""
+        if self.form.resident:
+            for d in self.form.free:
+                self.scope.index(d, "0", d.block())
+            self.prepare(self.form.kernel.reads)
 
-    # --- memory ----------------------------------------------------------------------------------
-    def place(self, v: Var) -> str:
-        """Pointers to the elements of a tensor: strides where it is full-size, else it is dense."""
-        if v.axes == FULL:
-            passed = self.form.strides
-            steps = [f"{a}*{v.name}_{a}" if (v.name, a) in passed else a for a in "ncs"]
-            return " + ".join([f"{v.name}_ptr", *steps])
-        if v.axes == CHANNEL:
-            return f"{v.name}_ptr + c"
-        offset = ""
-        for d in sorted(self.form.along(v.axes), key=lambda d: d.axes.value):
-            outer = f"({offset})" if " " in offset else offset
-            offset = f"{outer}*{d.size} + {d.letter}" if outer else d.letter
-        return f"{v.name}_ptr + {offset}" if offset else f"{v.name}_ptr"
+    def flush(self, *levels: int) -> None:
+        """Print the temporaries that wait in the block for these levels."""
+        for level in levels:
+            if level < len(self.block.lines):
+                self.scope.add(*self.block.lines[level])
+                self.block.lines[level] = []
 
-    def mask(self, axes: Axis) -> str:
-        """The condition under which an element over ``axes`` exists."""
-        return " & ".join(f"in_{d.letter}" for d in self.form.along(axes))
-
+    # --- values ----------------------------------------------------------------------------------
     def load(self, v: Var) -> str:
         """The text that reads a tensor or names a scalar."""
         if v is EPS:
-            self.scalars["eps"] = f"tl.full([], EPS, {self.real})"
-            return "eps"
-        if is_scalar(v.name):
-            return self.count(counted(v))
-        inside = f", {self.mask(v.axes)}, 0.0" if v.axes else ""
-        return f"tl.load({self.place(v)}{inside}).to({self.real})"
+            return self.scope.eps()
+        return self.scope.count(counted(v)) if is_scalar(v.name) else self.scope.load(v)
 
-    def store(self, v: Var, value: str) -> None:
-        """Write a value over at most the axes of ``v``."""
-        if v.axes:
-            self.add(f"tl.store({self.place(v)}, {value}, {self.mask(v.axes)})")
-        else:
-            shape = ", ".join("1" for _ in self.form.dims)
-            self.add(f"tl.store({self.place(v)} + tl.zeros([{shape}], tl.int32), {value})")
-
-    def count(self, axes: Axis) -> str:
-        """The name of the number of elements over ``axes``."""
-        sizes = [d.size for d in self.form.sizes if d.axes & axes]
-        name = f"count_{''.join(sizes)}"
-        self.scalars[name] = "*".join(f"tl.cast({size}, {self.real})" for size in sizes)
-        return name
-
-    # --- values ----------------------------------------------------------------------------------
     def prepare(self, exprs: Sequence[Expr]) -> list[str]:
         """The text of expressions over tensors; their temporaries wait in the block."""
         return self.block.prepare(rewrite(exprs, _settled))
@@ -252,136 +185,137 @@ class Printer:
             block.bind(v, name)
         texts = block.prepare(exprs)
         self.temporaries = block.count
-        self.add(*block.lines[0])
+        self.scope.add(*block.lines[0])
         return texts
-
-    def named(self, name: str, text: str) -> str:
-        """A name for a value: its own where it has one."""
-        if text.isidentifier():
-            return text
-        self.add(f"{name} = {text}")
-        return name
 
     # --- sweeps ----------------------------------------------------------------------------------
     def sweep(self, i: int, sweep: Sweep) -> None:
         """One pass: loops over rows and columns, or everything at once in the resident form."""
-        self.add("", f"# {_describe(sweep)}")
+        self.scope.add("", f"# {_describe(sweep)}")
         if self.waiting & {v.name for v in sweep.reads}:
-            self.add("tl.debug_barrier()  # from here on, what other threads stored can be read")
+            self.scope.add("tl.debug_barrier()  # what other threads have stored can be read")
             self.waiting.clear()
-        walked = NONE if self.form.resident else FULL
-        rows, cols = (self.form.along(axes & walked) for axes in (sweep.rows, sweep.cols))
+        if self.form.resident:
+            values = self.prepare(sweep.exprs)
+            self.flush(0, 1)
+            self.tile(i, sweep, values)
+            self.finish(i, sweep)
+            return
+        rows, cols = self.form.along(sweep.rows), self.form.along(sweep.cols)
         self.block.depths = [self.block.depths[0], *(d.axes for d in (*rows, *cols))]
         values = self.prepare(sweep.exprs)
-        self.add(*self.block.lines[0])
+        self.flush(0)
         with self.loops(i, rows, 1):
-            if cols:
-                self.start(i, sweep)
+            self.start(i, sweep)
             with self.loops(i, cols, 1 + len(rows)):
                 self.tile(i, sweep, values)
-            for fold in sweep.folds:
-                self.finish(i, sweep, fold)
+            self.finish(i, sweep)
+        self.block.leave()
+
+    @contextmanager
+    def loops(self, i: int, dims: Sequence[Dim], level: int) -> Generator[None, None, None]:
+        """Loops over dimensions, each followed by the temporaries of its level."""
+        with ExitStack() as stack:
+            for d in dims:
+                head = f"{d.letter}_from in range(0, {d.size}, {d.block(i)})"
+                stack.enter_context(self.scope.loop(head))
+                self.scope.index(d, f"{d.letter}_from", d.block(i))
+                self.flush(level)
+                level += 1
+            yield
 
     def start(self, i: int, sweep: Sweep) -> None:
         """The states of a row before its first tile."""
         if any(_weighs(fold) for fold in sweep.folds):
-            self.add(f"seen{i} = tl.zeros([], {self.real})")
+            self.scope.add(f"seen{i} = tl.zeros([], {self.scope.real})")
         for fold in sweep.folds:
-            across = sweep.rows if _weighs(fold) else sweep.rows | sweep.cols
-            shape = ", ".join(self.extents(i, self.form.kernel.grid | across))
+            axes = self.form.kernel.grid | sweep.rows | (NONE if _weighs(fold) else sweep.cols)
             for f in fold.state.folds:
-                self.add(
-                    f"{_label(fold)}_{f.name} = tl.full([{shape}], {_START[f.op]}, {self.real})"
-                )
+                self.scope.add(f"{_label(fold)}_{f.name} = {self.scope.full(i, axes, f.op)}")
 
     def tile(self, i: int, sweep: Sweep, values: Sequence[str]) -> None:
-        """What is done with one tile: it is folded, or written."""
+        """What is done with one tile: it is folded, written, or carried on."""
         weighs = not self.form.resident and any(_weighs(fold) for fold in sweep.folds)
         if weighs:
-            self.add(f"here = {self.elements(i, sweep)}")
+            self.scope.add(f"here = {self.elements(i, sweep)}")
+        written = len(sweep.folds) + len(sweep.writes)
         for fold, value in zip(sweep.folds, values, strict=False):
-            if self.form.resident:
-                self.fold(i, sweep, fold, value, "")
-            elif _weighs(fold):
-                self.fold(i, sweep, fold, value, "_tile")
-                self.merge(i, fold)
-            else:
-                self.gather(sweep, fold, value)
+            self.fold(i, sweep, fold, value)
         if weighs:
-            self.add(f"seen{i} += here")
-        for out, value in zip(sweep.writes, values[len(sweep.folds) :], strict=True):
-            self.store(out.var, self.named(f"{out.name}_", value))
+            self.scope.add(f"seen{i} += here")
+        for out, value in zip(sweep.writes, values[len(sweep.folds) : written], strict=True):
+            self.scope.store(out.var, self.scope.named(f"{out.name}_", value))
+        for stat, value in zip(sweep.carries, values[written:], strict=True):
+            self.carry(i, stat, value)
 
     def elements(self, i: int, sweep: Sweep) -> str:
         """The number of elements that a row has in this tile."""
         cols = self.form.along(sweep.cols)
         parts = [f"tl.minimum({d.block(i)}, {d.size} - {d.letter}_from)" for d in cols]
-        return f"tl.cast({'*'.join(parts)}, {self.real})"
+        return f"tl.cast({'*'.join(parts)}, {self.scope.real})"
 
-    def fold(self, i: int, sweep: Sweep, fold: Fold, value: str, suffix: str) -> None:
+    # --- folds -----------------------------------------------------------------------------------
+    def fold(self, i: int, sweep: Sweep, fold: Fold, value: str) -> None:
+        """Fold a tile into the state: at once, merged with earlier tiles, or element by element."""
+        element = self.scope.named(f"{_label(fold)}_e", value)
+        if self.form.resident:
+            self.state(i, sweep, fold, element, "")
+        elif _weighs(fold):
+            self.state(i, sweep, fold, element, "_tile")
+            self.merge(i, fold)
+        else:
+            self.gather(sweep, fold, element)
+
+    def state(self, i: int, sweep: Sweep, fold: Fold, element: str, suffix: str) -> None:
         """The state of each row of a tile."""
-        label = _label(fold)
-        names = {E: self.named(f"{label}_e", value)}
+        names = {E: element}
         if _weighs(fold):
-            names[COUNT] = self.count(sweep.cols) if self.form.resident else "here"
+            names[COUNT] = self.scope.count(sweep.cols) if self.form.resident else "here"
+        axes = self.form.kernel.grid | sweep.rows | sweep.cols
         for f in fold.state.folds:
             (each,) = self.numbers([f.each], names)
-            names[var(f.name)] = number = f"{label}_{f.name}{suffix}"
-            inside = f"tl.where({self.mask(sweep.cols)}, {each}, {_START[f.op]})"
-            self.add(f"{number} = {self.total(i, sweep, f.op, inside)}")
-
-    def total(self, i: int, sweep: Sweep, op: str, text: str) -> str:
-        """The fold of a tile along its columns; neighbouring dimensions are folded as one."""
-        shape = self.extents(i, self.form.kernel.grid | sweep.rows | sweep.cols)
-        for first, after in reversed(_runs([bool(d.axes & sweep.cols) for d in self.form.dims])):
-            if after - first > 1:
-                shape[first:after] = ["*".join(shape[first:after]), *["1"] * (after - first - 1)]
-                text = f"tl.reshape({text}, [{', '.join(shape)}])"
-            text = _FOLD[op].format(text, first)
-            shape[first] = "1"
-        return text
-
-    def gather(self, sweep: Sweep, fold: Fold, value: str) -> None:
-        """Add a tile to those before it, element by element; `finish` folds their sum, once."""
-        (f,) = fold.state.folds
-        (each,) = self.numbers([f.each], {E: self.named(f"{_label(fold)}_e", value)})
-        totals = {f.name: var(f"{_label(fold)}_{f.name}")}
-        inside = var(f"tl.where({self.mask(sweep.cols)}, {each}, {_START[f.op]})")
-        merged = fold.state.merge(totals, {f.name: inside}, COUNT, COUNT)[f.name]
-        (text,) = self.numbers([merged], {v: v.name for v in (*totals.values(), inside)})
-        self.add(f"{totals[f.name].name} = {text}")
+            names[var(f.name)] = number = f"{_label(fold)}_{f.name}{suffix}"
+            inside = f"tl.where({self.scope.mask(sweep.cols)}, {each}, {START[f.op]})"
+            self.scope.add(f"{number} = {self.scope.fold(i, axes, sweep.cols, f.op, inside)}")
 
     def merge(self, i: int, fold: Fold) -> None:
         """Merge a tile's state with that of the tiles before it, of which there may be none."""
-        label = _label(fold)
-        totals = {f.name: var(f"{label}_{f.name}") for f in fold.state.folds}
-        tiles = {f.name: var(f"{label}_{f.name}_tile") for f in fold.state.folds}
+        totals, tiles = _values(fold), _values(fold, "_tile")
         seen, here = var(f"seen{i}"), var("here")
         merged = fold.state.merge(totals, tiles, seen, here)
         every = [*totals.values(), *tiles.values(), seen, here]
         texts = self.numbers([merged[name] for name in totals], {v: v.name for v in every})
-        self.add(f"{', '.join(v.name for v in totals.values())} = (")
+        self.scope.add(f"{', '.join(v.name for v in totals.values())} = (")
         for tile, text in zip(tiles.values(), texts, strict=True):
-            self.add(f"    tl.where(seen{i} == 0.0, {tile.name}, {text}),")
-        self.add(")")
+            self.scope.add(f"    tl.where(seen{i} == 0.0, {tile.name}, {text}),")
+        self.scope.add(")")
 
-    def finish(self, i: int, sweep: Sweep, fold: Fold) -> None:
-        """Turn the state of a row into its statistics."""
-        values = {f.name: var(f"{_label(fold)}_{f.name}") for f in fold.state.folds}
-        if not self.form.resident and not _weighs(fold):
-            for f in fold.state.folds:
-                name = values[f.name].name
-                self.add(f"{name} = {self.total(i, sweep, f.op, name)}")
-        total = count(sweep.cols)
-        for stat in fold.stats:
-            rule = REDUCTIONS[stat.op].finish
-            assert rule is not None, f"{stat.op} is not a core reduction"
-            value = rule(values, total)
-            names = {v: v.name for v in values.values()}
-            if total in variables([value]):
-                names[total] = self.count(sweep.cols)
-            (text,) = self.numbers([value], names)
-            self.keep(stat, self.named(stat.name, text))
+    def gather(self, sweep: Sweep, fold: Fold, element: str) -> None:
+        """Add a tile to those before it, element by element; `finish` folds their sum, once."""
+        (f,) = fold.state.folds
+        (each,) = self.numbers([f.each], {E: element})
+        inside = var(f"tl.where({self.scope.mask(sweep.cols)}, {each}, {START[f.op]})")
+        total = _values(fold)[f.name]
+        merged = fold.state.merge({f.name: total}, {f.name: inside}, COUNT, COUNT)[f.name]
+        (text,) = self.numbers([merged], {total: total.name, inside: inside.name})
+        self.scope.add(f"{total.name} = {text}")
+
+    def finish(self, i: int, sweep: Sweep) -> None:
+        """Turn the states of a row into its statistics."""
+        axes = self.form.kernel.grid | sweep.rows | sweep.cols
+        for fold in sweep.folds:
+            values = _values(fold)
+            if not self.form.resident and not _weighs(fold):
+                for f in fold.state.folds:
+                    name = values[f.name].name
+                    self.scope.add(f"{name} = {self.scope.fold(i, axes, sweep.cols, f.op, name)}")
+            for stat in fold.stats:
+                value = _finished(stat, values)
+                names = {v: v.name for v in values.values()}
+                if count(sweep.cols) in variables([value]):
+                    names[count(sweep.cols)] = self.scope.count(sweep.cols)
+                (text,) = self.numbers([value], names)
+                self.keep(stat, self.scope.named(stat.name, text))
 
     def keep(self, stat: Stat, name: str) -> None:
         """Keep a statistic in registers or store it, or both."""
@@ -390,14 +324,62 @@ class Printer:
         else:
             self.waiting.add(stat.name)
         if self.form.stores(stat):
-            self.store(stat.var, name)
+            self.scope.store(stat.var, name)
+
+    # --- sums over the grid ----------------------------------------------------------------------
+    def carry(self, i: int, stat: Stat, value: str) -> None:
+        """Add the instances of a tile to the program's part of a sum: in registers or in memory."""
+        grid, scope = self.form.kernel.grid, self.scope
+        element = scope.named(f"{stat.name}_e", value)
+        inside = f"tl.where({scope.mask(grid)}, {element}, 0.0)"
+        if self.form.resident:
+            scope.add(f"{stat.name}_t = {stat.name}_t + {inside}")
+            return
+        mask = f", {scope.mask(stat.kept)}, 0.0" if stat.kept else ""
+        scope.add(f"{stat.name}_t = {scope.fold(i, grid | stat.kept, grid, 'sum', inside)}")
+        scope.add(f"{stat.name}_before = tl.load({self.part(stat)}{mask})")
+        total = f"{stat.name}_t + tl.where(turn == part, 0.0, {stat.name}_before)"
+        scope.store_at(self.part(stat), stat.kept, total)
+
+    def part(self, stat: Stat) -> str:
+        """Pointers to the program's part of a sum."""
+        sizes = [d.size for d in self.form.along(stat.kept)]
+        terms = ["*".join(["part", *sizes]), *self.scope.offset(stat.kept)]
+        return " + ".join([f"{stat.name}_parts", *terms])
 
 
-_FOLD = {
-    "sum": "tl.sum({}, {}, keep_dims=True)",
-    "max": "tl.reduce({}, {}, larger, keep_dims=True)",
-    "min": "tl.reduce({}, {}, smaller, keep_dims=True)",
-}
+_SUM = '''\
+@triton.jit
+def {name}(
+    {stat}_parts, {stat}_ptr, PARTS, SIZE, COUNT, BLOCK_PARTS: tl.constexpr, BLOCK: tl.constexpr
+):
+    """{what}: what the programs' parts add up to, always in the same order."""
+    i = tl.program_id(0)*BLOCK + tl.arange(0, BLOCK)[None, :]
+    total = tl.zeros([BLOCK_PARTS, BLOCK], {real})
+    for first in range(0, PARTS, BLOCK_PARTS):
+        part = first + tl.arange(0, BLOCK_PARTS)[:, None]
+        inside = (part < PARTS) & (i < SIZE)
+        total = total + tl.load({stat}_parts + part*SIZE + i, inside, 0.0)
+    total = tl.sum(total, 0, keep_dims=True)
+    tl.store({stat}_ptr + i, {value}, i < SIZE)'''
+
+
+def carried_sum(job: Job, stat: Stat) -> str:
+    """The kernel that adds up the parts of a carried sum."""
+    real, over = f"tl.{job.wide}", count(stat.over)
+    (f,) = stat.state.folds
+    total = var("total")
+    names = {id(total): "total", id(over): f"tl.cast(COUNT, {real})"}
+    value = write(_finished(stat, {f.name: total}), spelling(job.wide), names)
+    what = f"{stat.name} = {stat.op}[{show(stat.over)}]"
+    return _SUM.format(name=sum_name(job, stat), stat=stat.name, what=what, real=real, value=value)
+
+
+def _finished(stat: Stat, values: Values) -> Expr:
+    """The value of a statistic, from the numbers of its state."""
+    rule = REDUCTIONS[stat.op].finish
+    assert rule is not None, f"{stat.op} is not a core reduction"
+    return rule(values, count(stat.over))
 
 
 def _label(fold: Fold) -> str:
@@ -405,31 +387,29 @@ def _label(fold: Fold) -> str:
     return fold.stats[0].name
 
 
+def _values(fold: Fold, suffix: str = "") -> dict[str, Var]:
+    """The numbers of a fold's state, under the names they have in the text."""
+    return {f.name: var(f"{_label(fold)}_{f.name}{suffix}") for f in fold.state.folds}
+
+
 def _weighs(fold: Fold) -> bool:
     """Whether the numbers of elements matter to a state; if not, a fold's start changes nothing."""
-    values = {f.name: var(f.name) for f in fold.state.folds}
-    seen, here = var("seen"), var("here")
+    values, seen, here = _values(fold), var("seen"), var("here")
     merged = fold.state.merge(values, values, seen, here).values()
-    return not {COUNT, seen, here}.isdisjoint(
-        variables([*merged, *(f.each for f in fold.state.folds)])
-    )
-
-
-def _runs(marks: Sequence[bool]) -> list[tuple[int, int]]:
-    """Where True stands, as half-open ranges of neighbours."""
-    edges = [i for i, (a, b) in enumerate(pairwise([False, *marks, False])) if a != b]
-    return list(zip(edges[::2], edges[1::2], strict=True))
+    read = variables([*merged, *(f.each for f in fold.state.folds)])
+    return not {COUNT, seen, here}.isdisjoint(read)
 
 
 def _summary(form: Form) -> str:
     grid = ", ".join(d.letter for d in form.grid)
     free = ", ".join(d.letter for d in form.free)
-    owner = f"A program takes a block of ({grid})" if grid else "One program takes everything"
+    several = "every so many blocks" if form.kernel.carries else "a block"
+    owner = f"A program takes {several} of ({grid})" if grid else "One program takes everything"
     how = f"holds all of ({free}) in one tile" if form.resident else f"loops over ({free})"
     return f"{owner} and {how}." if free else f"{owner}."
 
 
 def _describe(sweep: Sweep) -> str:
     stats = [f"{s.name} = {s.op}[{show(s.over)}]" for f in sweep.folds for s in f.stats]
-    written = [w.name for w in sweep.writes]
-    return ", ".join(stats) or f"write {', '.join(written)}"
+    written = [f"write {w.name}" for w in sweep.writes]
+    return ", ".join([*stats, *written, *(f"carry {s.name}" for s in sweep.carries)])

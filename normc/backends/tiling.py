@@ -139,6 +139,11 @@ class Form:
         return any(axes & CHANNEL not in (CHANNEL, NONE) for axes in every)
 
 
+def sum_name(job: Job, stat: Stat) -> str:
+    """The name of the kernel that adds up the parts of a carried sum."""
+    return f"{job.entry}_{stat.name}_parts"
+
+
 def counted(count: Var) -> Axis:
     """The axes whose elements a variable like ``|KS|`` counts."""
     return union(Axis[letter] for letter in count.name.strip("|"))
@@ -160,6 +165,11 @@ class Config:
     blocks: tuple[tuple[str, int], ...]
     warps: int
 
+    def programs(self, geometry: Geometry) -> int:
+        """How many programs there are, or blocks for programs to take in turn."""
+        blocks = dict(self.blocks)
+        return prod(-(-geometry.count(d.axes) // blocks[d.block()]) for d in self.form.grid)
+
 
 ON_CHIP = 16384  # float32 numbers of all tensors together that a program keeps in registers
 STREAMED = 2048  # of all tensors together that a loop reads at once
@@ -167,6 +177,7 @@ NEIGHBOURS = (32, 16, 8, 4)  # instances next to each other in memory that a pro
 SECTOR = 32  # bytes of memory that are read together at the least
 SMALL = 1024  # elements below which a program takes several instances
 PROGRAMS = 1024  # that keep a large GPU busy
+PARTS = 256  # programs, at most, that carry a sum over the grid
 
 
 def choose(job: Job, kernel: Kernel, geometry: Geometry) -> Config:

@@ -29,11 +29,12 @@ from normc.backends import cache
 from normc.backends.contract import Job, Run, Source
 from normc.backends.memory import Strides, empty, full_input, strides_of, unview, view, walkable
 from normc.backends.tiles import source
-from normc.backends.tiling import Config, choose
+from normc.backends.tiling import PARTS, Config, choose, sum_name
 from normc.errors import BackendError
 from normc.language.axes import CHANNEL, FULL, NONE, Axis
 from normc.language.expr import Var
 from normc.language.geometry import Geometry
+from normc.program.program import Stat
 from normc.schedule.plan import Kernel
 
 
@@ -59,7 +60,7 @@ class TritonBackend:
 
     choose: Choose = choose
     name: str = "triton"
-    carries: bool = False
+    carries: bool = True
 
     def why_not(self, dtype: str, device: str) -> str:
         if triton is None:
@@ -111,43 +112,59 @@ def _write(path: Path, text: str) -> None:
 class Launch:
     """One launch, but for its tensors."""
 
-    config: Config
+    name: str  # of the function in the source
     programs: int
-    numbers: tuple[int, ...]  # the strides, then the sizes
+    tensors: tuple[str, ...]
+    numbers: tuple[int, ...]  # strides and sizes
     constants: Mapping[str, Any]  # EPS, INDEX and the extents of tiles
+    warps: int
 
-    @property
-    def pointers(self) -> tuple[str, ...]:
-        """The names of the tensors to pass, in order."""
-        return tuple(v.name for v in self.config.form.pointers)
+    def options(self, hip: bool) -> dict[str, Any]:
+        """What Triton is told beside the arguments; a warp of an AMD GPU is twice as wide.
 
-
-def _options(config: Config, hip: bool) -> dict[str, Any]:
-    """What Triton is told beside the arguments; a warp of an AMD GPU is twice as wide.
-
-    Products and sums are not contracted: what two kernels compute is then the same number in both,
-    so that a tie of max or min in forward is a tie again in backward.
-    """
-    warps = max(1, config.warps // 2) if hip else config.warps
-    return {"num_warps": warps, "enable_fp_fusion": False}
+        Products and sums are not contracted: what two kernels compute is the same number in both,
+        so that a tie of max or min in forward is a tie again in backward.
+        """
+        warps = max(1, self.warps // 2) if hip else self.warps
+        return {"num_warps": warps, "enable_fp_fusion": False}
 
 
 Steps = Mapping[str, Strides]
 
 
-def plan_launch(config: Config, geometry: Geometry, steps: Steps, eps: float) -> Launch:
+def launches(config: Config, geometry: Geometry, steps: Steps, eps: float) -> list[Launch]:
     """How a kernel is launched on full-size tensors of these strides over (N, G, K, S)."""
-    form, blocks = config.form, dict(config.blocks)
-    programs = prod(-(-geometry.count(d.axes) // blocks[d.block()]) for d in form.grid)
+    form, programs = config.form, config.programs(geometry)
     if programs > _MOST:
         raise BackendError(f"{form.name} would need {programs} programs, and a GPU runs {_MOST}")
+    carries = form.kernel.carries
+    if carries:
+        programs = min(programs, PARTS)
     at = {"n": 0, "c": 2, "s": 3}
     numbers = (
         *(steps[name][at[letter]] for name, letter in form.strides),
         *(geometry.count(d.axes) for d in form.sizes),
     )
+    tensors = (*(v.name for v in form.pointers), *(_parts(stat) for stat in carries))
     index = tl.int64 if _reach(geometry, steps) > _MOST else tl.int32
-    return Launch(config, programs, numbers, {"EPS": eps, "INDEX": index, **blocks})
+    constants = {"EPS": eps, "INDEX": index, **dict(config.blocks)}
+    first = Launch(form.name, programs, tensors, numbers, constants, config.warps)
+    rest = [_sum(form.job, stat, programs, geometry) for stat in carries]
+    return [launch for launch in (first, *rest) if launch.programs]
+
+
+def _sum(job: Job, stat: Stat, parts: int, geometry: Geometry) -> Launch:
+    """The launch that adds up the parts of a carried sum."""
+    size = geometry.count(stat.kept)
+    tile = {"BLOCK_PARTS": 32, "BLOCK": 64}
+    numbers = (parts, size, geometry.count(stat.over))
+    tensors = (_parts(stat), stat.name)
+    return Launch(sum_name(job, stat), -(-size // tile["BLOCK"]), tensors, numbers, tile, 8)
+
+
+def _parts(stat: Stat) -> str:
+    """What the parts of a carried sum are called: like no tensor of a user."""
+    return f"{stat.name} parts"
 
 
 def _reach(geometry: Geometry, steps: Steps) -> int:
@@ -175,37 +192,29 @@ class _Runner:
     ) -> dict[str, Any]:
         program, saved = self.job.plan.program, self.job.plan.saved
         x = full_input(program, tensors)
-        given = {i.name: self._input(i, tensors[i.name], geometry) for i in program.inputs}
-        outs = {o.name: self._room(o.axes, geometry, x) for o in program.outputs}
-        launches = self.launches(geometry, self._steps(given | outs, geometry), eps)
-        passed = {name for launch in launches for name in launch.pointers}.union(saved)
-        stats = {
-            s.name: torch.empty(geometry.sizes(s.kept), dtype=self.wide, device=x.device)
-            for s in program.stats
-            if s.name in passed
-        }
-        self._run(launches, given | outs | stats, x)
-        results = {o.name: _shaped(outs[o.name], o.axes, geometry) for o in program.outputs}
-        return results | {name: stats[name] for name in saved}
+        known = {i.name: self._input(i, tensors[i.name], geometry) for i in program.inputs}
+        known |= {o.name: self._room(o.axes, geometry, x) for o in program.outputs}
+        launches = self.launches(geometry, self._steps(known, geometry), eps)
+        known |= self._stats(launches, geometry, x)
+        self._run(launches, known, x)
+        results = {o.name: _shaped(known[o.name], o.axes, geometry) for o in program.outputs}
+        return results | {name: known[name] for name in saved}
 
     def _run(self, launches: tuple[Launch, ...], known: Mapping[str, Tensor], x: Tensor) -> None:
+        hip = torch.version.hip is not None
         with torch.cuda.device_of(x):
             for launch in launches:
-                config = launch.config
-                function = getattr(self.module, config.form.name)
-                tensors = (known[name] for name in launch.pointers)
-                options = _options(config, hip=torch.version.hip is not None)
+                function = getattr(self.module, launch.name)
+                tensors = (known[name] for name in launch.tensors)
                 function[(launch.programs,)](
-                    *tensors, *launch.numbers, **launch.constants, **options
+                    *tensors, *launch.numbers, **launch.constants, **launch.options(hip)
                 )
 
     def _launches(
         self, geometry: Geometry, steps: tuple[tuple[str, Strides], ...], eps: float
     ) -> tuple[Launch, ...]:
-        kernels = self.job.plan.kernels
-        configs = [self.choose(self.job, kernel, geometry) for kernel in kernels]
-        every = (plan_launch(c, geometry, dict(steps), eps) for c in configs)
-        return tuple(launch for launch in every if launch.programs)
+        configs = (self.choose(self.job, kernel, geometry) for kernel in self.job.plan.kernels)
+        return tuple(launch for c in configs for launch in launches(c, geometry, dict(steps), eps))
 
     def _input(self, i: Var, tensor: Tensor, geometry: Geometry) -> Tensor:
         """A full-size tensor as it is, if it can be walked; a smaller one densely packed."""
@@ -220,6 +229,23 @@ class _Runner:
         if axes == FULL:
             return empty(axes, geometry, x, self.storage)
         return torch.empty(geometry.sizes(axes), dtype=self.wide, device=x.device)
+
+    def _stats(
+        self, launches: tuple[Launch, ...], geometry: Geometry, x: Tensor
+    ) -> dict[str, Tensor]:
+        """Space for the statistics that go through memory, and for the parts of sums."""
+        job = self.job
+        passed = {name for launch in launches for name in launch.tensors}.union(job.plan.saved)
+        room = {s.name: geometry.sizes(s.kept) for s in job.plan.program.stats if s.name in passed}
+        for launch in launches:
+            for stat in job.plan.carries:
+                if launch.name == sum_name(job, stat):
+                    parts, size, _ = launch.numbers
+                    room[_parts(stat)] = (parts, size)
+        return {
+            name: torch.empty(shape, dtype=self.wide, device=x.device)
+            for name, shape in room.items()
+        }
 
     def _steps(
         self, known: Mapping[str, Tensor], geometry: Geometry
@@ -244,7 +270,7 @@ def _shaped(tensor: Tensor, axes: Axis, geometry: Geometry) -> Tensor:
 class Artefact:
     """One kernel compiled for a GPU: its assembly, its binary, and what it asks of the machine."""
 
-    config: Config
+    launch: Launch
     text: str  # PTX or AMD assembly
     binary: bytes
     registers: int  # per thread
@@ -268,23 +294,21 @@ def compile_ahead(job: Job, target: str, geometry: Geometry | None = None) -> di
     geometry = geometry or Geometry.of((32, 256, 28, 28), 32)
     module = _module(backend.render(job))
     steps = dict.fromkeys(_full(job), _contiguous(job, geometry))
-    made: dict[str, Artefact] = {}
-    for kernel in job.plan.kernels:
-        launch = plan_launch(backend.choose(job, kernel, geometry), geometry, steps, 1e-5)
-        name = launch.config.form.name
-        made[name] = _compile(job, getattr(module, name), launch, target)
-    return made
+    configs = (backend.choose(job, kernel, geometry) for kernel in job.plan.kernels)
+    every = (launch for c in configs for launch in launches(c, geometry, steps, 1e-5))
+    return {
+        launch.name: _compile(job, getattr(module, launch.name), launch, target) for launch in every
+    }
 
 
 def _compile(job: Job, function: Any, launch: Launch, target: str) -> Artefact:
     cuda = target.startswith("sm_")
-    machine = _machine(target)
-    options = _options(launch.config, hip=not cuda)
+    machine, options = _machine(target), launch.options(hip=not cuda)
     made = triton.compile(_specialised(job, function, launch), target=machine, options=options)
     text = made.asm["ptx" if cuda else "amdgcn"]
     registers, spills = _ptxas(text, machine.arch) if cuda else _amd(text)
     binary = made.asm["cubin" if cuda else "hsaco"]
-    return Artefact(launch.config, text, binary, registers, spills, made.metadata.shared)
+    return Artefact(launch, text, binary, registers, spills, made.metadata.shared)
 
 
 def _machine(target: str) -> Any:
@@ -295,9 +319,8 @@ def _machine(target: str) -> Any:
 
 def _specialised(job: Job, function: Any, launch: Launch) -> Any:
     """What Triton compiles at launch, where it sees which numbers are 1 or multiples of 16."""
-    pointers = launch.config.form.pointers
-    values = [16 for _ in pointers] + list(launch.numbers)  # addresses are multiples of 16
-    types = [f"*{_pointee(job, v)}" for v in pointers]
+    values = [16 for _ in launch.tensors] + list(launch.numbers)  # addresses are multiples of 16
+    types = [f"*{_pointee(job, name)}" for name in launch.tensors]
     types += ["i32" if number <= _MOST else "i64" for number in launch.numbers]
     constants = {i: 1 for i, value in enumerate(values) if value == 1}
     constants |= dict(enumerate(launch.constants.values(), len(values)))
@@ -314,13 +337,11 @@ def _specialised(job: Job, function: Any, launch: Launch) -> Any:
     )
 
 
-def _pointee(job: Job, v: Var) -> str:
+def _pointee(job: Job, name: str) -> str:
     """The type behind a pointer: storage for tensors of the user, wide for normc's own."""
-    inputs = {i.name for i in job.plan.program.inputs}
-    own = v.name in job.dense or (v.name not in inputs and v.axes != FULL)
-    return {"float32": "fp32", "float64": "fp64", "float16": "fp16", "bfloat16": "bf16"}[
-        job.wide if own else job.dtype
-    ]
+    users = {i.name for i in job.plan.program.inputs}.union(_full(job)).difference(job.dense)
+    short = {"float32": "fp32", "float64": "fp64", "float16": "fp16", "bfloat16": "bf16"}
+    return short[job.dtype if name in users else job.wide]
 
 
 def _contiguous(job: Job, geometry: Geometry) -> Strides:
