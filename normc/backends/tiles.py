@@ -78,6 +78,8 @@ def spelling(wide: str) -> Spelling:
     """How kernels that compute in ``wide`` write primitives and numbers."""
     root = "tl.sqrt_rn({})" if wide == "float32" else "tl.sqrt({})"
     own = {"sqrt": root, "pow": f"power({{}}, {{}}, tl.{wide})"}
+    if wide == "float64":  # of two bare numbers Triton makes float32
+        own["where"] = "tl.where({}, {}, {}).to(tl.float64)"
     return Spelling(_FUNCTIONS | own, lambda value: _number(value, wide))
 
 
