@@ -14,9 +14,10 @@ from dataclasses import dataclass
 from functools import cached_property
 
 from normc.backends.c_spelling import NARROW, WIDE, declarations
+from normc.backends.c_text import Lines, count, describe, index, instances, loop, threads
 from normc.backends.contract import Job, Source
 from normc.backends.emit import Block, Spelling, expand, write
-from normc.language.axes import CHANNEL, FULL, Axis, members, show
+from normc.language.axes import CHANNEL, FULL, Axis, members
 from normc.language.expr import Expr, Var, var, variables
 from normc.language.reductions import COUNT, REDUCTIONS, E
 from normc.language.reductions import Fold as StateFold
@@ -29,40 +30,12 @@ PARTS = 64
 _BLOCK = 1024  # elements folded before a merge: small enough for L1, long enough to amortise it
 
 
-class _Lines:
-    """Text with indentation that follows the braces."""
-
-    def __init__(self) -> None:
-        self.lines: list[str] = []
-        self._depth = 0
-
-    def add(self, *lines: str) -> None:
-        for line in lines:
-            if line.startswith("}"):
-                self._depth -= 1
-            self.lines.append("  " * self._depth + line if line else "")
-            if line.endswith("{"):
-                self._depth += 1
-
-    def close(self, count: int = 1) -> None:
-        self.add(*["}"] * count)
-
-
-def _index(axis: Axis) -> str:
-    return str(axis.name).lower()
-
-
-def _loop(axis: Axis) -> str:
-    i = _index(axis)
-    return f"for (i64 {i} = 0; {i} < {axis.name}; {i}++) {{"
-
-
 @dataclass
 class _Printer:
     """The skeleton for one job."""
 
     job: Job
-    out: _Lines
+    out: Lines
 
     @property
     def spelling(self) -> Spelling:
@@ -76,8 +49,8 @@ class _Printer:
     def offset(self, v: Var) -> str:
         """Where that element lies; the axis that is known to be contiguous needs no stride."""
         unit = self.contiguous(v)
-        steps = [f"{_index(a)}*{v.name}_{_index(a)}" for a in members(v.axes) if a != unit]
-        return " + ".join([*steps, _index(unit)] if unit else steps) or "0"
+        steps = [f"{index(a)}*{v.name}_{index(a)}" for a in members(v.axes) if a != unit]
+        return " + ".join([*steps, index(unit)] if unit else steps) or "0"
 
     def contiguous(self, v: Var) -> Axis | None:
         """The axis along which a tensor surely has stride 1, if there is one."""
@@ -103,17 +76,17 @@ class _Printer:
     # --- kernels ---------------------------------------------------------------------------------
     def kernel(self, kernel: Kernel) -> None:
         out, grid = self.out, self.ordered(kernel.grid)
-        out.add("", f"/* {kernel.name}: {_instances(kernel)} */")
+        out.add("", f"/* {kernel.name}: {instances(kernel)} */")
         if kernel.carries:
             self.enter_parts(kernel, grid)
         elif grid:
             size = "*".join(str(a.name) for a in grid)
-            out.add(f"#pragma omp parallel for collapse({len(grid)}) {_threads(size)}")
-            out.add(*[_loop(a) for a in grid])
+            out.add(f"#pragma omp parallel for collapse({len(grid)}) {threads(size)}")
+            out.add(*[loop(a) for a in grid])
         else:
             out.add("{")
         for sweep in kernel.sweeps:
-            out.add(*_describe(sweep), "{")
+            out.add(*describe(sweep), "{")
             if sweep.folds:
                 self.fold_sweep(grid, sweep)
             else:
@@ -127,36 +100,34 @@ class _Printer:
         """Cut the grid into parts, each with accumulators of its own for what is carried."""
         out, total = self.out, "*".join(str(a.name) for a in grid)
         out.add(f"const i64 parts = least({PARTS}, {total});")
-        out.add(f"#pragma omp parallel for {_threads('parts')}")
+        out.add(f"#pragma omp parallel for {threads('parts')}")
         out.add("for (i64 part = 0; part < parts; part++) {")
         for stat in kernel.carries:
-            count = _count(stat.kept)
-            out.add(
-                f"for (i64 i = 0; i < {count}; i++) {stat.name}_parts_ptr[part*{count} + i] = 0;"
-            )
+            size = count(stat.kept)
+            out.add(f"for (i64 i = 0; i < {size}; i++) {stat.name}_parts_ptr[part*{size} + i] = 0;")
         out.add(f"for (i64 at = part*({total})/parts; at < (part + 1)*({total})/parts; at++) {{")
         inner = [str(a.name) for a in grid]
         for i, axis in enumerate(grid):
             below = "*".join(inner[i + 1 :])
-            index = f"at/({below})" if below else "at"
+            position = f"at/({below})" if below else "at"
             wrap = f"%{axis.name}" if i else ""
-            out.add(f"const i64 {_index(axis)} = {index}{wrap};")
+            out.add(f"const i64 {index(axis)} = {position}{wrap};")
 
     def part(self, stat: Stat) -> str:
         """The accumulator of a carried sum in the current part."""
-        return f"{stat.name}_parts_ptr[part*{_count(stat.kept)} + {self.offset(stat.var)}]"
+        return f"{stat.name}_parts_ptr[part*{count(stat.kept)} + {self.offset(stat.var)}]"
 
     def finish_parts(self, stat: Stat, grid: list[Axis]) -> None:
         """Add up the parts of a carried sum, always in the same order."""
         rule = REDUCTIONS[stat.op].finish
         assert rule is not None
-        count = "*".join(str(a.name) for a in grid)
+        total = "*".join(str(a.name) for a in grid)
         kept = self.ordered(stat.kept)
-        self.out.add(f"/* {stat.name}: the parts together */", "{", *[_loop(a) for a in kept])
+        self.out.add(f"/* {stat.name}: the parts together */", "{", *[loop(a) for a in kept])
         self.out.add(
             "wide t = 0;", f"for (i64 part = 0; part < parts; part++) t += {self.part(stat)};"
         )
-        value = self.state_text(rule({"t": var("t")}, var(f"(wide)({count})")), WIDE, {}, "")
+        value = self.state_text(rule({"t": var("t")}, var(f"(wide)({total})")), WIDE, {}, "")
         self.out.add(f"{self.place(stat.var)} = {value};")
         self.out.close(len(kept) + 1)
 
@@ -181,11 +152,11 @@ class _Printer:
         self.out.close(len(loops))
 
     def staged(self, w: Output, axis: Axis) -> str:
-        return f"{w.name}_stage[{_index(axis)} - from]"
+        return f"{w.name}_stage[{index(axis)} - from]"
 
     def enter_stage(self, sweep: Sweep, axis: Axis, lines: list[str]) -> None:
         """Compute a block into the cache first; `put_` then stores it whole lines at a time."""
-        i = _index(axis)
+        i = index(axis)
         self.out.add(f"for (i64 from = 0; from < {axis.name}; from += {_BLOCK}) {{",
                      f"const i64 to = least(from + {_BLOCK}, {axis.name});")  # fmt: skip
         full = [w for w in sweep.writes if w.axes == FULL]
@@ -196,7 +167,7 @@ class _Printer:
         self.out.close()
         for w in sweep.writes:
             if w.axes == FULL:
-                first = re.sub(rf"\b{_index(axis)}\]$", "from]", self.place(w.var))
+                first = re.sub(rf"\b{index(axis)}\]$", "from]", self.place(w.var))
                 self.out.add(f"put_(&{first}, {w.name}_stage, to - from, stream);")
 
     def enter(self, block: Block, grid: list[Axis], loops: list[Axis], simd: bool = False) -> None:
@@ -206,7 +177,7 @@ class _Printer:
         for i, axis in enumerate(loops):
             if simd and i == len(loops) - 1:
                 self.out.add("#pragma omp simd")
-            self.out.add(_loop(axis), *block.lines[len(grid) + 1 + i])
+            self.out.add(loop(axis), *block.lines[len(grid) + 1 + i])
 
     def fold_sweep(self, grid: list[Axis], sweep: Sweep) -> None:
         rows, cols = self.ordered(sweep.rows), self.ordered(sweep.cols)
@@ -219,8 +190,8 @@ class _Printer:
         for name, fold in zip(names, sweep.folds, strict=True):
             self.out.add(*[f"wide {name}_{f.name} = 0;" for f in fold.state.folds])
         for i, axis in enumerate(cols[:-1]):
-            self.out.add(_loop(axis), *block.lines[len(grid) + 1 + len(rows) + i])
-        size, i = last.name, _index(last)
+            self.out.add(loop(axis), *block.lines[len(grid) + 1 + len(rows) + i])
+        size, i = last.name, index(last)
         self.out.add(f"for (i64 from = 0; from < {size}; from += {_BLOCK}) {{",
                      f"const i64 to = least(from + {_BLOCK}, {size}), n_ = to - from;")  # fmt: skip
         self.phases(sweep, names, values, inner, i)
@@ -308,28 +279,6 @@ class _Printer:
             self.out.add(f"{self.place(stat.var)} = {text};")
 
 
-def _threads(instances: str) -> str:
-    return f"schedule(static) num_threads(least(threads, {instances})) if(threads > 1)"
-
-
-def _count(axes: Axis) -> str:
-    """The number of elements over axes, as a factor."""
-    names = [str(a.name) for a in members(axes)]
-    return f"({'*'.join(names)})" if len(names) > 1 else "".join(names) or "1"
-
-
-def _instances(kernel: Kernel) -> str:
-    return f"one instance per ({show(kernel.grid)})" if kernel.grid else "a single instance"
-
-
-def _describe(sweep: Sweep) -> list[str]:
-    what = ", ".join(f"{s.name} = {s.op}[{show(s.over)}]" for f in sweep.folds for s in f.stats)
-    what = what or "write " + ", ".join(w.name for w in sweep.writes)
-    if sweep.carries:
-        what += "; carry " + ", ".join(s.name for s in sweep.carries)
-    return [f"/* {what}; reads {', '.join(v.name for v in sweep.reads) or 'nothing'} */"]
-
-
 def arguments(job: Job) -> list[tuple[Var, str]]:
     """Every tensor of a job with its C qualifier, in the order of the pointer array.
 
@@ -350,7 +299,7 @@ def _signature(job: Job) -> list[str]:
              "const real eps = eps_;"]  # fmt: skip
     for i, (v, kind) in enumerate(arguments(job)):
         lines.append(f"{kind} {v.name}_ptr = ptr[{i}];")
-        steps = [f"{v.name}_{_index(a)} = stride[{4 * i + list(Axis).index(a)}]"
+        steps = [f"{v.name}_{index(a)} = stride[{4 * i + list(Axis).index(a)}]"
                  for a in members(v.axes)]  # fmt: skip
         if steps:
             lines.append(f"const i64 {', '.join(steps)};")
@@ -359,7 +308,7 @@ def _signature(job: Job) -> list[str]:
 
 def render(job: Job) -> Source:
     """The whole translation unit of a job, headed by its formula and plan."""
-    body = _Lines()
+    body = Lines()
     body.add(*_signature(job))
     printer = _Printer(job, body)
     for kernel in job.plan.kernels:
