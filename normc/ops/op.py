@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 
 from normc import config
 from normc.backends import contract
@@ -85,7 +86,7 @@ class Op:
             self._calls[key] = call
         frozen = {name: t.detach() for name, t in buffers.items()} if buffers else {}
         found = call.built.programs
-        if found.backward is None and not call.gradient:
+        if found.backward is None and not call.gradient and not _transformed():
             done = call.built.forward(call.geometry, given | frozen, eps)
             outs = tuple(done[name] for name in call.names)
         else:
@@ -160,6 +161,12 @@ def _wanted(given: Mapping[str, Tensor]) -> tuple[str, ...]:
     if not torch.is_grad_enabled():
         return ()
     return tuple(name for name, t in given.items() if t.requires_grad)
+
+
+def _transformed() -> bool:
+    """Whether torch.func or forward-mode AD is at work, which autograd's own door has to refuse."""
+    functorch = torch._C._are_functorch_transforms_active()  # pyright: ignore[reportPrivateUsage]
+    return functorch or forward_ad._current_level >= 0  # pyright: ignore[reportPrivateUsage]
 
 
 _MOST_CALLS = 4096

@@ -1,11 +1,15 @@
 """Every formula of the zoo on every layout, value and all gradients, C and torch against the
 oracle."""
 
+from itertools import cycle
+
 import pytest
 
 import normc
 from normc.analysis.agreement import LAYOUTS, Case, cases, compare
 from normc.backends import contract
+from normc.language.axes import AXIS_SETS
+from normc.language.reductions import REDUCTIONS
 from normc.pipeline import Target, sources
 
 README = "x*sigmoid(v*x)/group_std(x)*gamma + beta"
@@ -50,33 +54,16 @@ def test_odd_sizes(name, shape):
             assert error.ok, (layout.name, error)
 
 
-EVERY_SET = [
-    f"x*{axes}_{stat}(v*x) + {axes}_{stat}(x)"
-    for axes, stat in zip(
-        ["batch", "instance", "group", "layer", "channel", "batch_group", "all"] * 2,
-        [
-            "var",
-            "max",
-            "l2",
-            "min",
-            "std",
-            "absmax",
-            "mean",
-            "rms",
-            "l1",
-            "sum",
-            "ms",
-            "var",
-            "l2",
-            "max",
-        ],
-        strict=True,
-    )
-]
+def every_set():
+    """Every axis set with two statistics, and every statistic with some axis set."""
+    stats = cycle(REDUCTIONS)
+    pairs = [(axes, next(stats)) for axes in AXIS_SETS for _ in range(2)]
+    pairs += zip(cycle(AXIS_SETS), REDUCTIONS.keys() - {stat for _, stat in pairs}, strict=False)
+    return [f"x*{axes}_{stat}(v*x) + {axes}_{stat}(x)" for axes, stat in pairs]
 
 
 @pytest.mark.parametrize("backend", ["c", "torch"])
-@pytest.mark.parametrize("text", EVERY_SET)
+@pytest.mark.parametrize("text", every_set())
 def test_every_axis_set(text, backend):
     for case in cases(seed=5, count=7, dtypes=["float64"]):
         for error in compare(text, case, backend):
