@@ -1,4 +1,4 @@
-"""Tiles: the skeleton that turns a Job into the text of Triton kernels; it knows no sizes.
+"""Tiles, long as one skeleton: a Job becomes the text of Triton kernels; it knows no sizes.
 
     source ::= header, {function of `tile_functions`}, {kernel, in both its forms}, {carried sum}
     kernel ::= signature, indices of its instances, {sweep}
@@ -395,7 +395,9 @@ def _values(fold: Fold, suffix: str = "") -> dict[str, Var]:
 
 
 def _weighs(fold: Fold) -> bool:
-    """Whether the numbers of elements matter to a state; if not, a fold's start changes nothing."""
+    """Whether tiles are merged as states; a lone fold that ignores how many may gather elements."""
+    if len(fold.state.folds) > 1:
+        return True
     values, seen, here = _values(fold), var("seen"), var("here")
     merged = fold.state.merge(values, values, seen, here).values()
     read = variables([*merged, *(f.each for f in fold.state.folds)])

@@ -234,16 +234,16 @@ def _resident(form: Form, sizes: Extents, extents: dict[str, int]) -> Config:
 
 def _streaming(form: Form, sizes: Extents, lanes: Extents, most: int) -> Config:
     """Each sweep has tiles of its own, long along what lies together in memory."""
-    blocks = [(d.block(), lanes[d.letter]) for d in form.grid]
+    blocks = {d.block(): lanes[d.letter] for d in form.grid}
     largest = 1
     for i, sweep in enumerate(form.kernel.sweeps):
         tile = prod(lanes.values())
         for d in sorted(form.looped(sweep), key=form.dims.index, reverse=True):
             extent = _tight(sizes[d.letter], max(1, most // tile))
-            blocks.append((d.block(i), extent))
+            blocks[d.block(i)] = extent
             tile *= extent
         largest = max(largest, tile)
-    return Config(form, tuple(blocks), _warps(largest))
+    return Config(form, tuple(blocks.items()), _warps(largest))
 
 
 def _tight(size: int, most: int) -> int:

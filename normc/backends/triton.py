@@ -14,7 +14,7 @@ import os
 import re
 import subprocess
 import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from math import prod
@@ -27,11 +27,11 @@ from torch import Tensor
 from normc import config
 from normc.backends import cache
 from normc.backends.contract import Job, Run, Source
-from normc.backends.memory import Strides, empty, full_input, strides_of, unview, view, walkable
+from normc.backends.memory import Strides, full_input, strides_of, unview, view, walkable
 from normc.backends.tiles import source
 from normc.backends.tiling import PARTS, Config, choose, sum_name
 from normc.errors import BackendError
-from normc.language.axes import CHANNEL, FULL, NONE, Axis
+from normc.language.axes import CHANNEL, FULL, NONE
 from normc.language.expr import Var
 from normc.language.geometry import Geometry
 from normc.program.program import Stat
@@ -177,6 +177,15 @@ def _reach(geometry: Geometry, steps: Steps) -> int:
     return max([prod(sizes), *ends])
 
 
+@dataclass(frozen=True)
+class _Ready:
+    """All that one geometry and one set of strides settle about a job."""
+
+    launches: tuple[tuple[Launch, dict[str, Any]], ...]  # each with its keyword arguments
+    copied: tuple[str, ...]  # full-size inputs that cannot be walked as they are
+    room: Mapping[str, tuple[int, ...]]  # what is allocated in the wide type
+
+
 class _Runner:
     """Launches the kernels of a job, one after the other."""
 
@@ -185,73 +194,74 @@ class _Runner:
         self.module = module
         self.choose = choose
         self.storage, self.wide = getattr(torch, job.dtype), getattr(torch, job.wide)
-        self.launches = lru_cache(maxsize=256)(self._launches)
+        inputs, outputs = job.plan.program.inputs, job.plan.program.outputs
+        self.whole = [i.name for i in inputs if i.axes == FULL]
+        self.small = [i for i in inputs if i.axes != FULL]
+        self.written = [o.name for o in outputs if o.axes == FULL]
+        self.reduced = [(o.name, o.axes) for o in outputs if o.axes != FULL]
+        self.ready = lru_cache(maxsize=256)(self._ready)
 
     def __call__(
         self, geometry: Geometry, tensors: Mapping[str, Any], eps: float
     ) -> dict[str, Any]:
-        program, saved = self.job.plan.program, self.job.plan.saved
-        x = full_input(program, tensors)
-        known = {i.name: self._input(i, tensors[i.name], geometry) for i in program.inputs}
-        known |= {o.name: self._room(o.axes, geometry, x) for o in program.outputs}
-        launches = self.launches(geometry, self._steps(known, geometry), eps)
-        known |= self._stats(launches, geometry, x)
-        self._run(launches, known, x)
-        results = {o.name: _shaped(known[o.name], o.axes, geometry) for o in program.outputs}
-        return results | {name: known[name] for name in saved}
-
-    def _run(self, launches: tuple[Launch, ...], known: Mapping[str, Tensor], x: Tensor) -> None:
-        hip = torch.version.hip is not None
+        x = full_input(self.job.plan.program, tensors)
+        strides = tuple(tensors[name].stride() for name in self.whole)
+        ready = self.ready(geometry, strides, x.stride(), eps)
+        known = {name: tensors[name] for name in self.whole}
+        known |= {name: known[name].contiguous() for name in ready.copied}
+        known |= {i.name: self._packed(i, tensors[i.name], geometry) for i in self.small}
+        known |= {name: torch.empty_like(x, dtype=self.storage) for name in self.written}
+        for name, shape in ready.room.items():
+            known[name] = torch.empty(shape, dtype=self.wide, device=x.device)
         with torch.cuda.device_of(x):
-            for launch in launches:
+            for launch, keywords in ready.launches:
+                given = (known[name] for name in launch.tensors)
                 function = getattr(self.module, launch.name)
-                tensors = (known[name] for name in launch.tensors)
-                function[(launch.programs,)](
-                    *tensors, *launch.numbers, **launch.constants, **launch.options(hip)
-                )
+                function[(launch.programs,)](*given, *launch.numbers, **keywords)
+        results = {name: unview(known[name], axes, geometry) for name, axes in self.reduced}
+        return results | {name: known[name] for name in (*self.written, *self.job.plan.saved)}
 
-    def _launches(
-        self, geometry: Geometry, steps: tuple[tuple[str, Strides], ...], eps: float
-    ) -> tuple[Launch, ...]:
-        configs = (self.choose(self.job, kernel, geometry) for kernel in self.job.plan.kernels)
-        return tuple(launch for c in configs for launch in launches(c, geometry, dict(steps), eps))
-
-    def _input(self, i: Var, tensor: Tensor, geometry: Geometry) -> Tensor:
-        """A full-size tensor as it is, if it can be walked; a smaller one densely packed."""
-        if i.axes == FULL:
-            return walkable(tensor, i.axes, geometry)
+    def _packed(self, i: Var, tensor: Tensor, geometry: Geometry) -> Tensor:
+        """A tensor smaller than x, dense over (N, G, K, S)."""
         if i.name in self.job.dense or i.axes in (CHANNEL, NONE):
             return tensor.contiguous()
         return view(tensor, i.axes, geometry).contiguous()
 
-    def _room(self, axes: Axis, geometry: Geometry, x: Tensor) -> Tensor:
-        """Space for an output: in x's memory format if it is full-size, else wide and dense."""
-        if axes == FULL:
-            return empty(axes, geometry, x, self.storage)
-        return torch.empty(geometry.sizes(axes), dtype=self.wide, device=x.device)
+    def _ready(
+        self,
+        geometry: Geometry,
+        strides: tuple[tuple[int, ...], ...],
+        like: tuple[int, ...],
+        eps: float,
+    ) -> _Ready:
+        def held(stride: tuple[int, ...]) -> Tensor:
+            return torch.empty_strided(geometry.shape_of(), stride, device="meta")
 
-    def _stats(
-        self, launches: tuple[Launch, ...], geometry: Geometry, x: Tensor
-    ) -> dict[str, Tensor]:
-        """Space for the statistics that go through memory, and for the parts of sums."""
-        job = self.job
-        passed = {name for launch in launches for name in launch.tensors}.union(job.plan.saved)
-        room = {s.name: geometry.sizes(s.kept) for s in job.plan.program.stats if s.name in passed}
-        for launch in launches:
-            for stat in job.plan.carries:
-                if launch.name == sum_name(job, stat):
-                    parts, size, _ = launch.numbers
-                    room[_parts(stat)] = (parts, size)
-        return {
-            name: torch.empty(shape, dtype=self.wide, device=x.device)
-            for name, shape in room.items()
-        }
+        given = {name: held(stride) for name, stride in zip(self.whole, strides, strict=True)}
+        walked = {name: walkable(tensor, FULL, geometry) for name, tensor in given.items()}
+        copied = tuple(name for name, tensor in given.items() if walked[name] is not tensor)
+        if self.written:
+            walked |= dict.fromkeys(self.written, torch.empty_like(held(like)))
+        steps = {name: strides_of(tensor, FULL, geometry) for name, tensor in walked.items()}
+        known = {name: step for name, step in steps.items() if step is not None}
+        configs = (self.choose(self.job, kernel, geometry) for kernel in self.job.plan.kernels)
+        every = [one for c in configs for one in launches(c, geometry, known, eps)]
+        hip = torch.version.hip is not None
+        keywords = [{**launch.constants, **launch.options(hip)} for launch in every]
+        ready = tuple(zip(every, keywords, strict=True))
+        return _Ready(ready, copied, self._room(every, geometry))
 
-    def _steps(
-        self, known: Mapping[str, Tensor], geometry: Geometry
-    ) -> tuple[tuple[str, Strides], ...]:
-        found = ((name, strides_of(known[name], FULL, geometry)) for name in _full(self.job))
-        return tuple((name, steps) for name, steps in found if steps is not None)
+    def _room(self, every: Sequence[Launch], geometry: Geometry) -> dict[str, tuple[int, ...]]:
+        """The shapes of small outputs, statistics that go through memory, and parts of sums."""
+        plan = self.job.plan
+        passed = {name for launch in every for name in launch.tensors}.union(plan.saved)
+        room = {name: geometry.sizes(axes) for name, axes in self.reduced}
+        room |= {s.name: geometry.sizes(s.kept) for s in plan.program.stats if s.name in passed}
+        for launch in every:
+            for stat in plan.carries:
+                if launch.name == sum_name(self.job, stat):
+                    room[_parts(stat)] = launch.numbers[:2]
+        return room
 
 
 def _full(job: Job) -> list[str]:
@@ -259,10 +269,6 @@ def _full(job: Job) -> list[str]:
     program = job.plan.program
     every = (*program.inputs, *(o.var for o in program.outputs))
     return [v.name for v in every if v.axes == FULL]
-
-
-def _shaped(tensor: Tensor, axes: Axis, geometry: Geometry) -> Tensor:
-    return tensor if axes == FULL else unview(tensor, axes, geometry)
 
 
 # --- ahead of time -------------------------------------------------------------------------------
@@ -322,19 +328,15 @@ def _specialised(job: Job, function: Any, launch: Launch) -> Any:
     values = [16 for _ in launch.tensors] + list(launch.numbers)  # addresses are multiples of 16
     types = [f"*{_pointee(job, name)}" for name in launch.tensors]
     types += ["i32" if number <= _MOST else "i64" for number in launch.numbers]
+    names = list(function.arg_names)
     constants = {i: 1 for i, value in enumerate(values) if value == 1}
-    constants |= dict(enumerate(launch.constants.values(), len(values)))
-    types += ["constexpr" for _ in launch.constants]
-    signature = {
-        name: "constexpr" if i in constants else types[i]
-        for i, name in enumerate(function.arg_names)
-    }
+    constants |= {names.index(name): value for name, value in launch.constants.items()}
+    signature = {name: "constexpr" if i in constants else types[i] for i, name in enumerate(names)}
     attributes = {
         (i,): [["tt.divisibility", 16]] for i, value in enumerate(values) if value % 16 == 0
     }
-    return triton.compiler.ASTSource(
-        function, signature, {(i,): c for i, c in constants.items()}, attributes
-    )
+    fixed = {(i,): value for i, value in constants.items()}
+    return triton.compiler.ASTSource(function, signature, fixed, attributes)
 
 
 def _pointee(job: Job, name: str) -> str:
