@@ -315,7 +315,7 @@ def render(job: Job) -> Source:
         printer.kernel(kernel)
     body.close()
     code = "\n".join(body.lines)
-    plan = [" * " + line for line in job.plan.show().splitlines()]
-    header = [f"/* {job.entry}", f" * {' '.join(job.formula.split())}", " *", *plan, " */"]
+    first, *rest = job.header
+    header = [f"/* {first}", *[f" * {line}".rstrip() for line in rest], " */"]
     real = {"float32": "float", "float64": "double"}[job.dtype]
     return Source("\n".join([*header, declarations(code, real), "", code, ""]), job.entry, ".c")

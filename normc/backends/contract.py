@@ -15,6 +15,7 @@ from typing import Any, Protocol
 
 from normc.errors import BackendError, nearest
 from normc.language.geometry import Geometry
+from normc.schedule.cost import moved
 from normc.schedule.plan import Plan
 
 BACKENDS = ("c", "triton", "torch")
@@ -36,6 +37,18 @@ class Job:
     def entry(self) -> str:
         """The name of the function in the source."""
         return f"{self.name}_{self.part}"
+
+    @property
+    def header(self) -> list[str]:
+        """What stands above a source: name, formula, bytes moved (A: of one tensor), plan."""
+        moves = f"moves: {moved(self.plan, self.dense).show()}"
+        return [
+            self.entry,
+            " ".join(self.formula.split()),
+            moves,
+            "",
+            *self.plan.show().splitlines(),
+        ]
 
     @property
     def wide(self) -> str:

@@ -128,7 +128,7 @@ def power(x, y, REAL: tl.constexpr):
     whole = tl.floor(y) == y
     odd = whole & (tl.floor(0.5 * y) != 0.5 * y)
     value = tl.where((a == 1.0) & (y == y), 1.0, tl.exp(y * tl.log(a)))
-    value = tl.where(odd & (tl.where(x == 0.0, 1.0 / x, x) < 0.0), -value, value)
+    value = tl.where(odd & (tl.where(x == 0.0, 1.0 / x, x) < 0.0), -1.0 * value, value)
     value = tl.where((x < 0.0) & (a < float("inf")) & (whole == 0), float("nan"), value)
     return tl.where((y == 0.0) | (x == 1.0), 1.0, value).to(REAL)
 '''

@@ -58,12 +58,9 @@ def source(job: Job) -> str:
 
 
 def _header(job: Job) -> str:
-    plan = [f"#     {line}" for line in job.plan.show().splitlines()]
     return "\n".join(
         [
-            f"# {job.entry}: {' '.join(job.formula.split())}",
-            "#",
-            *plan,
+            *[f"# {line}".rstrip() for line in job.header],
             "#",
             "# n, g, k, s: sample, group, channel in its group, position; c = g*K + k.",
             f"# Computed in {job.wide}; loads cast up, stores cast down.",

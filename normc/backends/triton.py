@@ -211,8 +211,9 @@ class _Runner:
         known |= {name: known[name].contiguous() for name in ready.copied}
         known |= {i.name: self._packed(i, tensors[i.name], geometry) for i in self.small}
         known |= {name: torch.empty_like(x, dtype=self.storage) for name in self.written}
+        room = torch.empty if ready.launches else torch.zeros  # of no elements, all sums are zero
         for name, shape in ready.room.items():
-            known[name] = torch.empty(shape, dtype=self.wide, device=x.device)
+            known[name] = room(shape, dtype=self.wide, device=x.device)
         with torch.cuda.device_of(x):
             for launch, keywords in ready.launches:
                 given = (known[name] for name in launch.tensors)
@@ -244,7 +245,8 @@ class _Runner:
             walked |= dict.fromkeys(self.written, torch.empty_like(held(like)))
         steps = {name: strides_of(tensor, FULL, geometry) for name, tensor in walked.items()}
         known = {name: step for name, step in steps.items() if step is not None}
-        configs = (self.choose(self.job, kernel, geometry) for kernel in self.job.plan.kernels)
+        kernels = self.job.plan.kernels if geometry.count(FULL) else ()
+        configs = (self.choose(self.job, kernel, geometry) for kernel in kernels)
         every = [one for c in configs for one in launches(c, geometry, known, eps)]
         hip = torch.version.hip is not None
         keywords = [{**launch.constants, **launch.options(hip)} for launch in every]

@@ -1,0 +1,97 @@
+"""The text of Triton kernels and the sizes of their tiles; nothing here needs Triton."""
+
+import ast
+
+import pytest
+
+import normc
+from normc.backends.tiles import source
+from normc.backends.tiling import Form, ceiling, choose
+from normc.language.geometry import Geometry
+from normc.ops.explain import all_jobs
+from normc.pipeline import Target
+from normc.schedule.schedule import CHANNELS_FIRST, CHANNELS_LAST
+
+ORDERS = {"first": CHANNELS_FIRST, "last": CHANNELS_LAST}
+NAMES = ("in_", "n", "c", "tl", "part", "program", "s0", "s2_parts", "s0_t", "x_n", "c_in", "span")
+
+
+def jobs(text, order=CHANNELS_FIRST, dtype="float32", unit=True):
+    f = normc.zoo[text] if text in normc.zoo else normc.parse(text)
+    return all_jobs(f, Target("triton", dtype, order, unit))
+
+
+@pytest.mark.parametrize(
+    "name, order", [("evonorm_s0", "first"), ("layer_norm_tokens", "last"), ("evonorm_b0", "last")]
+)
+def test_the_text_is_the_golden_one(golden, name, order):
+    text = "\n".join(source(job) for job in jobs(name, ORDERS[order]))
+    golden(f"{name}_channels_{order}", text)
+
+
+def arguments(text):
+    return [
+        [a.arg for a in node.args.args]
+        for node in ast.walk(ast.parse(text))
+        if isinstance(node, ast.FunctionDef)
+    ]
+
+
+@pytest.mark.parametrize("order", ORDERS)
+@pytest.mark.parametrize("dtype", ["float64", "bfloat16"])
+@pytest.mark.parametrize("name", normc.zoo)
+def test_every_layer_has_a_text_that_parses(name, dtype, order):
+    for job in jobs(name, ORDERS[order], dtype, unit=False):
+        assert all(len(set(names)) == len(names) for names in arguments(source(job)))
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_no_name_of_a_user_collides(name):
+    text = f"input {name}; h = x*{name} + gamma; h/group_std(h) + {name}"
+    for job in jobs(text, unit=False):
+        assert all(len(set(names)) == len(names) for names in arguments(source(job)))
+
+
+def test_a_formula_of_several_lines_stays_in_its_comment():
+    for job in jobs("h = x*x\nh/group_std(h)  # import os"):
+        assert source(job).startswith(f"# {job.entry}: h = x*x h/group_std(h) # import os\n#\n")
+
+
+GEOMETRIES = [
+    Geometry.of((32, 64, 56, 56), 32),
+    Geometry.of((2, 7, 3, 1), 7),
+    Geometry.of((4096, 768), 1),
+    Geometry.of((8, 1024, 4096), 1, -1),
+    Geometry.of((0, 4, 5), 2),
+]
+
+
+@pytest.mark.parametrize("order", ORDERS)
+@pytest.mark.parametrize("geometry", GEOMETRIES, ids=str)
+@pytest.mark.parametrize("name", ["evonorm_s0", "evonorm_b0", "rms_norm", "dyt", "grn"])
+def test_tiles_are_powers_of_two_and_no_larger_than_needed(name, geometry, order):
+    for job in jobs(name, ORDERS[order]):
+        for kernel in job.plan.kernels:
+            found = choose(job, kernel, geometry)
+            blocks = dict(found.blocks)
+            assert set(blocks) == {d.block(i) for d, i in found.form.blocks}
+            for d, i in found.form.blocks:
+                size = blocks[d.block(i)]
+                assert size == ceiling(size) <= ceiling(geometry.count(d.axes))
+            assert found.warps in (1, 2, 4, 8, 16)
+
+
+def test_small_groups_stay_on_chip_and_large_ones_do_not():
+    forward, _ = jobs("evonorm_s0")
+    (kernel,) = forward.plan.kernels
+    assert choose(forward, kernel, Geometry.of((32, 256, 28, 28), 32)).form.resident
+    assert not choose(forward, kernel, Geometry.of((32, 64, 112, 112), 32)).form.resident
+
+
+def test_groups_and_channels_are_one_dimension_where_nothing_tells_them_apart():
+    (kernel,) = jobs("batch_norm")[0].plan.kernels
+    form = Form(jobs("batch_norm")[0], kernel, True)
+    assert [d.letter for d in form.dims] == ["n", "c", "s"]
+    (kernel,) = jobs("group_norm")[0].plan.kernels
+    form = Form(jobs("group_norm")[0], kernel, True)
+    assert [d.letter for d in form.dims] == ["n", "g", "k", "s"]

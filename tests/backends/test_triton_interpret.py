@@ -1,0 +1,252 @@
+"""Triton kernels run by Triton's interpreter, on tiny shapes: values and gradients against the
+oracle, every function they bring along, tiles smaller than the tensors."""
+
+from math import prod
+
+import pytest
+import torch
+
+import normc
+from normc.analysis.agreement import LAYOUTS, Case, compare, distance, draw, gradients, magnitude
+from normc.backends import triton
+from normc.backends.tiling import Config, Form, ceiling, choose
+from normc.language.primitives import PRIMITIVES
+from normc.ops.explain import all_jobs
+from normc.pipeline import Target
+from normc.reference import reference
+from normc.schedule.schedule import CHANNELS_FIRST, CHANNELS_LAST
+
+pytestmark = [
+    pytest.mark.interpret,
+    # numpy runs the kernels, and tells of what happens in lanes that are masked
+    pytest.mark.filterwarnings("ignore:.*encountered in:RuntimeWarning"),
+]
+
+SHAPES = {2: (5, 6), 3: (2, 3, 6), 4: (2, 6, 3, 2), 5: (1, 6, 2, 1, 3)}
+BY_NAME = {layout.name: layout for layout in LAYOUTS}
+
+
+def case_on(layout, dtype="float32", shape=None):
+    shape = shape or SHAPES[layout.rank]
+    if layout.rank == 3 and layout.channel_dim == 1:
+        shape = (2, 6, 3)
+    return Case(layout, shape, 3 if shape[layout.channel_dim] % 3 == 0 else 1, dtype, 7)
+
+
+@pytest.mark.parametrize("name", normc.zoo)
+def test_the_zoo_agrees_with_the_oracle(name):
+    for layout in LAYOUTS:
+        for error in compare(normc.zoo[name], case_on(layout), "triton"):
+            assert error.ok, (layout.name, error)
+
+
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16", "float64"])
+@pytest.mark.parametrize("name", ["evonorm_s0", "evonorm_b0", "layer_norm_tokens", "add_rms_norm"])
+def test_storage_of_every_width(name, dtype):
+    for layout in ("channels-first", "channels-last", "tokens"):
+        for error in compare(normc.zoo[name], case_on(BY_NAME[layout], dtype), "triton"):
+            assert error.ok, (layout, error)
+
+
+@pytest.mark.parametrize("shape", [(1, 1, 1, 1), (1, 3, 7, 1), (3, 1, 1, 7), (7, 7, 1, 3)], ids=str)
+@pytest.mark.parametrize("name", ["evonorm_s0", "batch_norm", "rms_norm", "grn"])
+def test_odd_sizes(name, shape):
+    for layout in ("channels-first", "channels-last"):
+        for error in compare(normc.zoo[name], case_on(BY_NAME[layout], "float64", shape), "triton"):
+            assert error.ok, (layout, error)
+
+
+SETS = ("batch", "instance", "group", "layer", "channel", "batch_group", "all")
+STATS = ("var", "max", "min", "std", "mean", "l1", "sum")
+
+
+@pytest.mark.parametrize("axes, stat", list(zip(SETS, STATS, strict=True)))
+def test_every_axis_set(axes, stat):
+    text = f"x*{axes}_{stat}(v*x) + {axes}_var(x)"
+    for layout in ("channels-first", "channels-last"):
+        for error in compare(text, case_on(BY_NAME[layout]), "triton"):
+            assert error.ok, (layout, error)
+
+
+# --- tiles smaller than the tensors ---------------------------------------------------------------
+
+
+def tiny(resident, extent=2):
+    """Tiles of ``extent`` along every dimension, but for what the resident form holds whole."""
+
+    def config(job, kernel, geometry):
+        form = Form(job, kernel, resident or not Form(job, kernel, True).free)
+        whole = {} if not form.resident else {d: ceiling(geometry.count(d.axes)) for d in form.free}
+        return Config(form, tuple((d.block(i), whole.get(d, extent)) for d, i in form.blocks), 1)
+
+    return config
+
+
+def run(text, case, config):
+    """Results and gradients of a formula, from kernels with tiles of our choice."""
+    f, geometry = normc.parse(text), case.geometry
+    given, cotangents = draw(f.definition, case)
+    order = CHANNELS_LAST if "last" in case.layout.name else CHANNELS_FIRST
+    backend = triton.TritonBackend(config)
+    forward, backward = all_jobs(f, Target("triton", case.dtype, order, False))
+    done = backend.load(forward, backend.render(forward))(geometry, given, 1e-5)
+    results = [o.name for o in forward.plan.program.outputs]
+    known = given | done | {f"d_{y}": d for y, d in zip(results, cotangents, strict=True)}
+    known = {i.name: known[i.name] for i in backward.plan.program.inputs}
+    done |= backend.load(backward, backend.render(backward))(geometry, known, 1e-5)
+    return done
+
+
+def exact(text, case):
+    f = normc.parse(text)
+    given, cotangents = draw(f.definition, case)
+    how = {"groups": case.groups, "channel_dim": case.layout.channel_dim}
+    wide = {name: t.double() for name, t in given.items()}
+    oracle = reference(f)
+    return gradients(lambda **t: oracle(**t, **how), wide, [d.double() for d in cotangents])
+
+
+TILED = (
+    *("evonorm_s0", "evonorm_b0", "layer_norm_tokens", "scale_norm", "layer_norm", "spade"),
+    *("x*group_max(x) + gamma*channel_min(v*x)", "x*all_var(x) + batch_group_std(gamma*x)"),
+)
+
+
+@pytest.mark.parametrize("resident", [False, True])
+@pytest.mark.parametrize("layout", ["channels-first", "channels-last"])
+@pytest.mark.parametrize("name", TILED)
+def test_loops_and_merges(name, layout, resident):
+    text = normc.zoo[name].text if name in normc.zoo else name
+    case = Case(BY_NAME[layout], (3, 6, 5, 1), 2, "float64", 3)
+    found = run(text, case, tiny(resident))
+    for tensor, want in exact(text, case).items():
+        assert distance(found[tensor], want, max(magnitude(want), 1e-6)) < 1e-10, tensor
+
+
+@pytest.mark.parametrize("resident", [False, True])
+def test_a_large_mean_is_taken_off_before_squaring(resident):
+    x = torch.randn(2, 3, 37, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    x = (x + 1e4).float()
+    forward, _ = all_jobs(normc.zoo["instance_norm"], Target("triton", "float32"))
+    backend = triton.TritonBackend(tiny(resident, 8))
+    geometry = Case(BY_NAME["rank 3"], tuple(x.shape), 1, "float32", 0).geometry
+    ones, zeros = torch.ones(3), torch.zeros(3)
+    given = {"x": x, "gamma": ones, "beta": zeros}
+    found = backend.load(forward, backend.render(forward))(geometry, given, 1e-5)["y"]
+    want = torch.nn.functional.instance_norm(x.double())
+    assert (found - want).abs().max() < 3e-3  # the mean itself is rounded by up to 5e-4
+
+
+@pytest.mark.parametrize("name", ["layer_norm_tokens", "evonorm_b0"])
+def test_results_are_the_same_to_the_last_bit(name):
+    case = Case(BY_NAME["channels-last"], (3, 6, 5, 1), 1, "float32", 3)
+    first, second = (run(normc.zoo[name].text, case, tiny(False)) for _ in range(2))
+    assert all(torch.equal(first[tensor], second[tensor]) for tensor in first)
+
+
+# --- functions ------------------------------------------------------------------------------------
+
+UNARY = [name for name, p in PRIMITIVES.items() if p.callable and len(p.args) == 1]
+CANCELLING = {"gelu", "gelu_tanh"}  # for large negative arguments, in torch as here
+SPECIAL = (0.0, -0.0, float("inf"), -float("inf"), float("nan"), 1e-30, -1e-30, 100.0, -100.0)
+
+
+@pytest.mark.parametrize("dtype, limit", [(torch.float32, 1e-6), (torch.float64, 2e-14)])
+@pytest.mark.parametrize("name", UNARY)
+def test_functions_are_accurate_everywhere(name, dtype, limit):
+    row = PRIMITIVES[name]
+    small, special = torch.logspace(-8, 0, 200), torch.tensor(SPECIAL)
+    x = torch.cat([torch.linspace(*row.probe, 1000), small, -small, special]).to(dtype)[None]
+    found = normc.compile(f"{name}(x)", backend="triton")(x)
+    want = row.reference(torch, x.double())
+    rounded = want.to(dtype)
+    assert torch.equal(found.isnan(), rounded.isnan())
+    ordinary = rounded.isfinite() & (want.abs() > 1e-36)
+    rest = ~ordinary & ~rounded.isnan()
+    torch.testing.assert_close(found[rest], rounded[rest], rtol=0, atol=1e-36)
+    scale = 1.0 if name in CANCELLING else want.abs()
+    assert ((found - want).abs() / scale)[ordinary].max() < limit
+
+
+NUMBERS = (0.0, -0.0, 0.5, 1.0, -1.0, 2.0, -2.0, 3.0, -3.5, 30.0, float("inf"), float("nan"))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("text", ["x**z", "max(x, z)", "min(x, z)"])
+def test_functions_of_two_arguments(text, dtype):
+    numbers = torch.tensor([*NUMBERS, -float("inf")], dtype=dtype)
+    x, z = (t.reshape(1, -1).contiguous() for t in torch.meshgrid(numbers, numbers, indexing="ij"))
+    found = normc.compile(f"input z; {text}", backend="triton")(x, z=z)
+    want = {"x**z": torch.pow, "max(x, z)": torch.maximum, "min(x, z)": torch.minimum}[text](x, z)
+    torch.testing.assert_close(found, want, rtol=1e-6, atol=0, equal_nan=True)
+    zero = (want == 0) & (text == "x**z")
+    assert torch.equal(torch.signbit(found[zero]), torch.signbit(want[zero]))
+
+
+def test_numbers_alone_and_comparisons():
+    text = "where(x < 0.1, log(2) + sqrt(eps), where(2 > 1, x, -x)) + tanh(0.25)"
+    for error in compare(text, case_on(BY_NAME["tokens"], "float64"), "triton"):
+        assert error.ok, error
+
+
+# --- tensors of all kinds -------------------------------------------------------------------------
+
+
+def test_parameters_of_another_dtype_and_expanded_tensors():
+    x = torch.randn(1, 6, 1, 2).expand(3, 6, 4, 2).bfloat16().requires_grad_()
+    v = torch.rand(1, requires_grad=True)
+    given = {"v": v.expand(6), "gamma": torch.rand(12)[::2], "beta": torch.rand(6).double()}
+    text = "x*sigmoid(v*x)/group_std(x)*gamma + beta"
+    y = normc.compile(text, backend="triton")(x, groups=3, **given)
+    wide = {name: t.detach().double() for name, t in given.items()}
+    want = reference(text)(x.detach().double(), groups=3, **wide)
+    assert y.dtype == torch.bfloat16
+    assert (y - want).abs().max() < 2e-2 * want.abs().max()
+    y.float().sum().backward()
+    assert v.grad is not None and v.grad.dtype == torch.float32
+
+
+@pytest.mark.parametrize("name", ["evonorm_s0", "batch_norm", "layer_norm_tokens", "scale_norm"])
+def test_an_empty_batch_has_zero_gradients(name):
+    f = normc.zoo[name]
+    x = torch.randn(0, 6, 3, 2, requires_grad=True)
+    given = {p.name: torch.ones(6 if p.axes else (), requires_grad=True) for p in f.params}
+    y = normc.compile(f, backend="triton")(x, groups=3, **given)
+    y.sum().backward()
+    assert y.shape == x.shape
+    assert all(t.grad is not None and not t.grad.any() for t in given.values())
+
+
+def test_offsets_have_64_bits_where_a_tensor_needs_them():
+    (job, _) = all_jobs(normc.zoo["evonorm_s0"], Target("triton", "bfloat16"))
+    (kernel,) = job.plan.kernels
+    for shape, index in (((64, 64, 512, 512), "int32"), ((128, 64, 512, 512), "int64")):
+        case = Case(BY_NAME["channels-first"], shape, 32, "bfloat16", 0)
+        n, c, s = prod(shape[1:]), prod(shape[2:]), 1
+        steps = dict.fromkeys("xy", (n, c * case.geometry.k, c, s))
+        found = triton.launches(choose(job, kernel, case.geometry), case.geometry, steps, 1e-5)
+        assert str(found[0].constants["INDEX"]) == index
+
+
+def test_more_programs_than_a_gpu_can_number_are_refused():
+    (job, _) = all_jobs(normc.zoo["dyt"], Target("triton", "float16"))
+    case = Case(BY_NAME["rank 3"], (2**20, 2**13, 1), 1, "float16", 0)
+    steps = dict.fromkeys("xy", (2**13, 2**13, 1, 1))
+    (kernel,) = job.plan.kernels
+    with pytest.raises(normc.BackendError, match="programs"):
+        triton.launches(tiny(False, 1)(job, kernel, case.geometry), case.geometry, steps, 1e-5)
+
+
+def test_the_source_is_a_file_that_a_person_can_open():
+    (job, _) = all_jobs(normc.zoo["evonorm_s0"], Target("triton", "float32"))
+    run = triton.backend.load(job, triton.backend.render(job))
+    with open(run.module.__file__, encoding="utf-8") as file:
+        assert file.read() == triton.backend.render(job).text
+
+
+def test_where_the_backend_runs():
+    assert not triton.backend.why_not("float16", "cpu")
+    assert "stores" in triton.backend.why_not("int32", "cpu")
+    assert "not on meta" in triton.backend.why_not("float32", "meta")
+    with pytest.raises(normc.BackendError, match="TRITON_INTERPRET"):
+        triton.compile_ahead(all_jobs(normc.zoo["dyt"], Target("triton", "float32"))[0], "sm_90")
