@@ -7,7 +7,7 @@ INSTALLED := .venv/.installed
 export FORMULA ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test check docs fuzz bench
+.PHONY: help install demo test check docs fuzz
 
 help:  ## show this list
 	@awk -F ':.*## *' '/^[a-z]+:.*##/ {printf "make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -36,6 +36,3 @@ docs: $(INSTALLED)  ## write the pages of docs/ that come from tables
 
 fuzz: $(INSTALLED)  ## test with many new random formulas, shapes and dtypes
 	HYPOTHESIS_PROFILE=fuzz $(BIN)/python -m pytest -n 2 --timeout 7200 tests/properties
-
-bench: $(INSTALLED)  ## measure every layer of the benchmark table
-	$(BIN)/python -m benchmarks
