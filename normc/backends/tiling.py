@@ -243,7 +243,7 @@ def _streaming(form: Form, sizes: Extents, lanes: Extents, most: int) -> Config:
             blocks[d.block(i)] = extent
             tile *= extent
         largest = max(largest, tile)
-    return Config(form, tuple(blocks.items()), _warps(largest))
+    return Config(form, tuple(blocks.items()), _warps(largest * _crowd(form)))
 
 
 def _tight(size: int, most: int) -> int:
@@ -252,6 +252,12 @@ def _tight(size: int, most: int) -> int:
     while block > 64 and -(-size // block) * block > 1.125 * size:
         block //= 2
     return block
+
+
+def _crowd(form: Form) -> int:
+    """2 where many values per element have to be in registers at once, else 1."""
+    tensors = sum(v.axes == FULL for v in form.kernel.reads)
+    return 2 if tensors + max(len(w.folds) for w in form.kernel.sweeps) > 4 else 1
 
 
 def _warps(elements: int) -> int:

@@ -11,6 +11,7 @@ from normc.language.definition import Definition, Input
 from normc.language.expr import Expr, Var, const, reduce, substitute, var, variables
 from normc.language.show import show
 from normc.pipeline import COTANGENT, programs
+from normc.program.algebra import share
 from normc.program.canonical import canonical
 from normc.program.latex import latex, latex_definition
 from normc.program.program import Program, is_scalar
@@ -36,7 +37,7 @@ def derivatives(definition: Definition) -> dict[str, Definition]:
         (expr,) = substitute([out.expr], values)
         used = {v.name for v in variables([expr])}
         gradients[out.name] = Definition(
-            (expr,),
+            tuple(share([expr])),
             tuple(p for p in definition.params if p.name in used),
             tuple(i for i in inputs if i.name in used),
         )
