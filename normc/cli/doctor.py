@@ -135,10 +135,18 @@ def _cache() -> str:
     folder = cache.directory()
     with tempfile.TemporaryFile(dir=folder):
         pass  # writable
-    files = [f for f in folder.rglob("*") if f.is_file()]
-    size = show_bytes(sum(f.stat().st_size for f in files))
-    entries = sum(1 for f in folder.iterdir() if f.is_dir() and len(f.name) == 64)
-    return f"{_short(folder)}, mode {folder.stat().st_mode & 0o777:o}, {entries} entries, {size}"
+    entries = [f for f in folder.iterdir() if len(f.name) == 64]
+    size = show_bytes(sum(_size(f) for entry in entries for f in entry.glob("*")))
+    mode = f"mode {folder.stat().st_mode & 0o777:o}"
+    return f"{_short(folder)}, {mode}, {len(entries)} entries, {size}"
+
+
+def _size(path: Path) -> int:
+    """The bytes of a file; none of one that another process has just removed."""
+    try:
+        return path.stat().st_size
+    except FileNotFoundError:
+        return 0
 
 
 def _short(path: Path) -> str:
