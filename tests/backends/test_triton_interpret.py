@@ -20,6 +20,7 @@ pytestmark = [
     pytest.mark.interpret,
     # numpy runs the kernels, and tells of what happens in lanes that are masked
     pytest.mark.filterwarnings("ignore:.*encountered in:RuntimeWarning"),
+    pytest.mark.filterwarnings("ignore:Conversion of an array:DeprecationWarning"),  # Triton 3.6
 ]
 
 SHAPES = {2: (5, 6), 3: (2, 3, 6), 4: (2, 6, 3, 2), 5: (1, 6, 2, 1, 3)}
