@@ -199,6 +199,7 @@ class _Printer:
             self.merge(name, fold)
         self.out.add("seen += n_;")
         self.out.close(len(cols))
+        self.out.add("if (seen == 0) seen = 1;  /* an empty batch: statistics of 0, not NaN */")
         for name, fold in zip(names, sweep.folds, strict=True):
             self.finish(name, fold)
         self.out.close(len(rows))

@@ -159,6 +159,16 @@ def test_empty_and_single_inputs(backend, shape):
     assert y.shape == x.shape == x.grad.shape and (y.numel() == 0 or y.isfinite().all())
 
 
+@pytest.mark.parametrize("backend", ["c", "torch"])
+@pytest.mark.parametrize("name", ["batch_norm", "evonorm_b0", "layer_norm_tokens", "group_norm"])
+def test_an_empty_batch_has_parameter_gradients_of_zero(name, backend):
+    f = normc.zoo[name]
+    tensors = {p.name: torch.full((4,), p.init, requires_grad=True) for p in f.params}
+    y = normc.compile(f, backend)(torch.randn(0, 4, 3, 3, requires_grad=True), **tensors)
+    for g in torch.autograd.grad(y.sum(), list(tensors.values())):
+        assert g.tolist() == [0] * 4
+
+
 def test_a_large_offset_keeps_its_digits():
     x = torch.randn(4, 8, 32, 32, generator=torch.Generator().manual_seed(0)) + 1e4
     y = normc.compile("(x - group_mean(x))/group_std(x)", "c")(x, groups=2)
