@@ -21,7 +21,7 @@ def strides_of(tensor: Tensor, axes: Axis, geometry: Geometry) -> Strides | None
     None where its spatial dimensions are no single stride apart: then it has to be copied.
     """
     if axes & CHANNEL not in (CHANNEL, Axis(0)):
-        return _dense(axes, geometry)
+        return dense_strides(axes, geometry)
     by_dim = dict(zip(sorted(geometry.dims(axes)), tensor.stride(), strict=True))
     order = [by_dim[d] for d in geometry.dims(axes)]
     n = order.pop(0) if axes & Axis.N else 0
@@ -43,17 +43,12 @@ def _one_stride(sizes: Sequence[int], strides: Sequence[int]) -> int | None:
     return real[-1][1]
 
 
-def _dense(axes: Axis, geometry: Geometry) -> Strides:
-    """The strides of a contiguous (N, G, K, S) array over ``axes``."""
+def dense_strides(axes: Axis, geometry: Geometry) -> Strides:
+    """The strides of a statistic: contiguous over its axes in the order N, G, K, S."""
     sizes = geometry.sizes(axes)
     steps = [prod(sizes[i + 1 :]) for i in range(4)]
     n, g, k, s = (step if axis & axes else 0 for axis, step in zip(Axis, steps, strict=True))
     return n, g, k, s
-
-
-def dense_strides(axes: Axis, geometry: Geometry) -> Strides:
-    """The strides of a statistic: contiguous over its axes in the order N, G, K, S."""
-    return _dense(axes, geometry)
 
 
 def view(tensor: Tensor, axes: Axis, geometry: Geometry) -> Tensor:

@@ -23,11 +23,11 @@ from normc.backends.contract import Job
 from normc.backends.emit import Block, Spelling, write
 from normc.backends.tile_functions import functions
 from normc.backends.tile_scope import START, Scope
-from normc.backends.tiling import Dim, Form, counted, sum_name
+from normc.backends.tiling import Dim, Form, sum_name
 from normc.language.axes import FULL, NONE, show
 from normc.language.expr import Call, Const, Expr, Var, const, rewrite, var, variables
 from normc.language.primitives import PRIMITIVES
-from normc.language.reductions import COUNT, EPS, REDUCTIONS, E, Values, count
+from normc.language.reductions import COUNT, EPS, REDUCTIONS, E, Values, count, counted
 from normc.program.program import Stat, is_scalar
 from normc.schedule.plan import Fold, Sweep
 

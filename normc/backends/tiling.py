@@ -18,6 +18,7 @@ from normc.backends.contract import Job
 from normc.language.axes import CHANNEL, FULL, NONE, Axis
 from normc.language.expr import Var, variables
 from normc.language.geometry import Geometry
+from normc.language.reductions import counted
 from normc.program.program import Stat
 from normc.schedule.plan import Kernel, Sweep
 
@@ -142,11 +143,6 @@ class Form:
 def sum_name(job: Job, stat: Stat) -> str:
     """The name of the kernel that adds up the parts of a carried sum."""
     return f"{job.entry}_{stat.name}_parts"
-
-
-def counted(count: Var) -> Axis:
-    """The axes whose elements a variable like ``|KS|`` counts."""
-    return union(Axis[letter] for letter in count.name.strip("|"))
 
 
 def union(sets: Iterable[Axis]) -> Axis:

@@ -18,7 +18,7 @@ from normc.language.axes import FULL, ORDER, Axis
 from normc.language.expr import Call, Const, Expr, Var, children, postorder
 from normc.language.geometry import Geometry
 from normc.language.primitives import PRIMITIVES
-from normc.language.reductions import EPS, REDUCTIONS
+from normc.language.reductions import EPS, REDUCTIONS, counted
 from normc.program.program import Stat, is_scalar
 
 Tensors = dict[str, Tensor]
@@ -96,21 +96,13 @@ class _Values:
             case Const(value):
                 return self._make(value)
             case Var(name, _):
-                return self._scalar(name) if is_scalar(name) else self.known[name]
+                return self._scalar(node) if is_scalar(name) else self.known[name]
             case Call(fn, _):
                 return PRIMITIVES[fn].reference(torch, *args)
             case _:
                 raise AssertionError("a Program holds no Reduce")
 
-    def _scalar(self, name: str) -> Tensor:
-        if name == EPS.name:
+    def _scalar(self, scalar: Var) -> Tensor:
+        if scalar is EPS:
             return self._make(self._eps)
-        return self._make(float(self._geometry.count(axes_of_count(name))))
-
-
-def axes_of_count(name: str) -> Axis:
-    """The axes whose elements the variable ``|K S|`` counts."""
-    axes = Axis(0)
-    for letter in name.strip("|"):
-        axes |= Axis[letter]
-    return axes
+        return self._make(float(self._geometry.count(counted(scalar))))

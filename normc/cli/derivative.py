@@ -6,9 +6,9 @@ that ``d_x`` is an expression in x, the parameters and ``d_y``, which parses lik
 
 from __future__ import annotations
 
-from normc.language.axes import NONE, Axis
 from normc.language.definition import Definition, Input
 from normc.language.expr import Expr, Var, const, reduce, substitute, var, variables
+from normc.language.reductions import counted
 from normc.language.show import show
 from normc.pipeline import COTANGENT, programs
 from normc.program.algebra import share
@@ -48,18 +48,10 @@ def _resolve(program: Program, values: dict[Var, Expr]) -> None:
     """Add the meaning of a program's counts and statistics, as expressions over inputs."""
     for v in variables(program.exprs):
         if is_scalar(v.name) and v.name.startswith("|"):
-            values[v] = reduce("sum", _counted(v.name), const(1))
+            values[v] = reduce("sum", counted(v), const(1))
     for stat in program.stats:
         (arg,) = substitute([stat.arg], values)
         values[stat.var] = reduce(stat.op, stat.over, arg)
-
-
-def _counted(name: str) -> Axis:
-    """The axes whose elements ``|KS|`` counts."""
-    axes = NONE
-    for letter in name.strip("|"):
-        axes |= Axis[letter]
-    return axes
 
 
 def show_derivatives(definition: Definition) -> str:

@@ -17,7 +17,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from normc.language.axes import Axis
+from normc.language.axes import NONE, Axis
 from normc.language.expr import Expr, Var, call, reduce, var
 
 EPS = var("eps")
@@ -31,6 +31,14 @@ def count(axes: Axis) -> Var:
     """The number of elements over ``axes``, a scalar known when an op is called."""
     letters = "".join(str(axis.name) for axis in Axis if axis & axes)
     return var(f"|{letters}|")
+
+
+def counted(variable: Var) -> Axis:
+    """The axes whose elements a variable made by `count` counts."""
+    axes = NONE
+    for letter in variable.name.strip("|"):
+        axes |= Axis[letter]
+    return axes
 
 
 @dataclass(frozen=True)

@@ -11,12 +11,12 @@ statistics, ``eps`` and counts (``|K S|``, the number of elements over axes) ele
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 
 from normc.errors import NormcError
 from normc.language.axes import Axis, show
-from normc.language.expr import Expr, Reduce, Var, postorder, rewrite, var, variables
+from normc.language.expr import Expr, Reduce, Var, postorder, var, variables
 from normc.language.reductions import EPS, REDUCTIONS, State
 from normc.language.show import show_expr
 
@@ -98,15 +98,6 @@ def is_scalar(name: str) -> bool:
 def tensors(exprs: Iterable[Expr]) -> list[Var]:
     """The tensors read by expressions, in order of first use."""
     return [v for v in variables(exprs) if not is_scalar(v.name)]
-
-
-def map_exprs(program: Program, rule: Callable[[Expr], Expr]) -> Program:
-    """Apply a node rule bottom-up to every expression of a program."""
-    done = rewrite(program.exprs, rule)
-    stats = tuple(replace(s, arg=e) for s, e in zip(program.stats, done, strict=False))
-    rest = done[len(stats) :]
-    outputs = tuple(replace(o, expr=e) for o, e in zip(program.outputs, rest, strict=True))
-    return Program(program.inputs, stats, outputs)
 
 
 def restrict(program: Program, outputs: Sequence[Output]) -> Program:

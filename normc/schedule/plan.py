@@ -110,8 +110,3 @@ class Plan:
     def carries(self) -> tuple[Stat, ...]:
         """The sums carried over the instances of some kernel."""
         return tuple(s for kernel in self.kernels for s in kernel.carries)
-
-    @property
-    def scratch(self) -> tuple[Stat, ...]:
-        """Statistics which only kernels of this plan read."""
-        return tuple(s for s in self.program.stats if s.name not in self.saved)
