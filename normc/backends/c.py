@@ -7,24 +7,18 @@ from __future__ import annotations
 
 import ctypes
 import os
-import platform
-import shutil
-import subprocess
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import lru_cache
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from normc import config
-from normc.backends import cache
+from normc.backends import c_compiler
 from normc.backends.c_source import PARTS, arguments, render
 from normc.backends.contract import Job, Run, Source
 from normc.backends.memory import Strides, dense_strides, empty, full_input, strides_of, walkable
-from normc.errors import BackendError
 from normc.language.axes import FULL
 from normc.language.expr import Var
 from normc.language.geometry import Geometry
@@ -41,13 +35,13 @@ class CBackend:
             return f"the C backend runs on the CPU, not on {device}"
         if dtype not in ("float32", "float64"):
             return f"the C backend stores float32 and float64, not {dtype}"
-        return "" if compiler() else "no C compiler found: install gcc or clang, or set CC"
+        return "" if c_compiler.compiler() else c_compiler.NONE
 
     def render(self, job: Job) -> Source:
         return render(job)
 
     def load(self, job: Job, source: Source) -> Run:
-        path = compiled(source)
+        path = c_compiler.compiled(source)
         function = getattr(ctypes.CDLL(str(path)), source.entry)
         function.restype = None
         function.argtypes = [ctypes.c_void_p] * 3 + [ctypes.c_double, ctypes.c_int, ctypes.c_int]
@@ -65,55 +59,6 @@ def _last_cache() -> int:
     """The bytes of the last level of cache, 32 MiB where the system does not say."""
     name = "SC_LEVEL3_CACHE_SIZE"
     return (os.sysconf(name) if name in os.sysconf_names else 0) or 32 * 2**20
-
-
-@lru_cache(maxsize=1)
-def compiler() -> str | None:
-    """The C compiler: CC, or the first of cc, gcc, clang."""
-    names = [os.environ.get("CC", ""), "cc", "gcc", "clang"]  # CC is make's own, not normc's
-    return next((found for n in names if n and (found := shutil.which(n))), None)
-
-
-# No contraction: the same expression gives the same bits in every loop it is printed in, so that an
-# element still equals the maximum it was when the backward pass meets it again.
-_FLAGS = ("-O3", "-march=native", "-ffp-contract=off", "-fno-math-errno", "-fno-trapping-math",
-          "-fopenmp", "-shared", "-fPIC", "-w")  # fmt: skip
-
-
-@lru_cache(maxsize=1)
-def compiler_version() -> str:
-    """What the compiler calls itself, part of every cache key."""
-    found = compiler()
-    if found is None:
-        raise BackendError("no C compiler found: install gcc or clang, or set CC")
-    return subprocess.run([found, "--version"], capture_output=True, text=True).stdout
-
-
-def _machine() -> str:
-    """The processor that -march=native compiles for."""
-    try:
-        text = Path("/proc/cpuinfo").read_text()
-        model = [line for line in text.splitlines() if line.startswith(("model name", "flags"))]
-        return platform.machine() + "\n".join(model[:2])
-    except OSError:
-        return platform.machine() + platform.processor()
-
-
-def compiled(source: Source) -> Path:
-    """The shared object of a source, from the cache or compiled now."""
-    key = cache.key(source.text, "c", compiler_version() + " ".join(_FLAGS), _machine())
-    folder = cache.get_or_build(key, lambda where: _compile(source, where))
-    return folder / "kernel.so"
-
-
-def _compile(source: Source, folder: Path) -> None:
-    path = folder / "kernel.c"
-    path.write_text(source.text)
-    command = [str(compiler()), *_FLAGS, "-o", str(folder / "kernel.so"), str(path), "-lm"]
-    done = subprocess.run(command, capture_output=True, text=True)
-    if done.returncode:
-        raise BackendError(f"the C compiler refused {source.entry}:\n{done.stderr[:2000]}")
-    config.debug(1, f"compiled {source.entry}")
 
 
 @dataclass(frozen=True)

@@ -16,30 +16,41 @@ _BITS = """\
 static inline float float_(int i) { union { int i; float f; } u = {i}; return u.f; }
 static inline int bits_(float f) { union { float f; int i; } u; u.f = f; return u.i; }"""
 
-_EXP = """\
-static inline float exp_(float x) {  /* 1 ulp */
-  const float c = x < -104.0f ? -104.0f : x > 89.0f ? 89.0f : x;
-  const float n = c*1.44269504f + 12582912.0f - 12582912.0f;  /* nearest integer */
-  const float r = fma_(n, -1.42860677e-6f, fma_(n, -0.693145752f, c));
+_CLAMP = """\
+static inline float clamp_(float x, int low, int high) {  /* bits of a negative and a positive bound */
+  const int top = bits_(x) < high ? bits_(x) : high;  /* integers: no compiler splits their minimum */
+  const unsigned u = top;
+  return float_(u < (unsigned)low ? u : (unsigned)low);
+}"""
+
+_CURVE = """\
+static inline float curve_(float r) {  /* (exp(r) - 1)/r for |r| <= log(2)/2 */
   float p = fma_(0.00139505942f, r, 0.0083689543f);
   p = fma_(p, r, 0.0416662042f);
   p = fma_(p, r, 0.166665183f);
   p = fma_(p, r, 0.50000001f);
-  p = fma_(p, r*r, r) + 1.0f;
+  return fma_(p, r, 1.0f);
+}"""
+
+_EXP = """\
+static inline float exp_(float x) {  /* 1 ulp */
+  const float c = clamp_(x, 0xc2d00000, 0x42b20000);  /* -104, 89 */
+  const float n = fma_(c, 1.44269504f, 12582912.0f) - 12582912.0f;  /* nearest integer */
+  const float r = fma_(n, -1.42860677e-6f, fma_(n, -0.693145752f, c));
+  const float p = fma_(curve_(r), r, 1.0f);
   const int i = (int)n, half = i >> 1;  /* two factors reach denormals and overflow */
-  return p*float_((half + 127) << 23)*float_((i - half + 127) << 23);
+  const float y = p*float_((half + 127) << 23)*float_((i - half + 127) << 23);
+  return x != x ? x : y;
 }"""
 
 _EXPM1 = """\
 static inline float expm1_(float x) {  /* 2 ulp */
-  float p = fma_(2.49702341e-05f, x, 0.000199740214f);
-  p = fma_(p, x, 0.00138885435f);
-  p = fma_(p, x, 0.00833314074f);
-  p = fma_(p, x, 0.0416666693f);
-  p = fma_(p, x, 0.166666675f);
-  p = fma_(p, x, 0.5f);
-  const float far = exp_(x) - 1.0f;
-  return x > -0.5f && x < 0.5f ? fma_(p, x*x, x) : far;
+  const float c = clamp_(x, 0xc2000000, 0x42b20000);  /* -32, 89 */
+  const float t = fma_(c, 1.44269504f, 12582911.0f), n = t - 12582911.0f;
+  const float r = fma_(n, -1.42860677e-6f, fma_(n, -0.693145752f, c));
+  const float half = float_(0x3f800000 + (bits_(t) << 23));  /* 2**(n - 1), for exp may overflow */
+  const float y = 2.0f*fma_(half, curve_(r)*r, half - 0.5f);
+  return __builtin_fabsf(x) > 2e-8f ? y : x;
 }"""
 
 _LOG = """\
@@ -69,16 +80,25 @@ static inline float log1p_(float x) {  /* 2 ulp */
   return u > 0.0f && u < __builtin_inff() ? value + lost/u : value;
 }"""
 
+_SIGMOID = """\
+static inline float sigmoid_(float x) {  /* 3 ulp; 0 instead of a denormal */
+  const float c = clamp_(x, 0xc2b20000, 0x42ae0000);  /* -89, 87 */
+  const float t = fma_(c, -1.44269504f, 12582911.0f), n = t - 12582911.0f;
+  const float r = fma_(n, -1.42860677e-6f, fma_(n, -0.693145752f, -c));
+  const float half = float_(bits_(fma_(curve_(r), r, 1.0f)) + (bits_(t) << 23));  /* exp(-x)/2 */
+  const float y = 1.0f/fma_(half, 2.0f, 1.0f);
+  return x != x ? x : y;
+}"""
+
 _TANH = """\
-static inline float tanh_(float x) {  /* 2 ulp */
-  const float a = __builtin_fabsf(x), z = x*x;
-  float p = fma_(0.00223105246f, z, -0.0082670782f);
-  p = fma_(p, z, 0.0217344346f);
-  p = fma_(p, z, -0.0539524746f);
-  p = fma_(p, z, 0.133332478f);
-  p = fma_(p, z, -0.333333318f);
-  const float far = 1.0f - 2.0f/(exp_(2.0f*a) + 1.0f);
-  return a < 0.6f ? fma_(p*z, x, x) : __builtin_copysignf(far, x);
+static inline float tanh_(float x) {  /* 3 ulp */
+  const float c = clamp_(x, 0xc1200000, 0x41200000)*2.0f;  /* -10, 10 */
+  const float t = fma_(c, 1.44269504f, 12582912.0f), n = t - 12582912.0f;
+  const float r = fma_(n, -1.42860677e-6f, fma_(n, -0.693145752f, c));
+  const float power = float_(0x3f800000 + (bits_(t) << 23));
+  const float e = fma_(power, curve_(r)*r, power - 1.0f);  /* exp(2*x) - 1 */
+  const float y = e/(e + 2.0f);
+  return __builtin_fabsf(x) > 1e-4f ? y : x;
 }"""
 
 _ERF = """\
@@ -104,8 +124,11 @@ _FMA = "static inline float fma_(float a, float b, float c) { return __builtin_f
 _TEXTS = {
     "fma_": _FMA,
     "float_": _BITS,
+    "clamp_": _CLAMP,
+    "curve_": _CURVE,
     "exp_": _EXP,
     "expm1_": _EXPM1,
+    "sigmoid_": _SIGMOID,
     "log_": _LOG,
     "log1p_": _LOG1P,
     "tanh_": _TANH,
@@ -113,7 +136,7 @@ _TEXTS = {
 }
 """Every function with its text, each after those it calls."""
 
-FUNCTIONS = ("exp", "expm1", "log", "log1p", "tanh", "erf")
+FUNCTIONS = ("exp", "expm1", "log", "log1p", "sigmoid", "tanh", "erf")
 """Primitives that are spelled here in float32, as ``exp_(x)``."""
 
 

@@ -9,7 +9,7 @@ from normc.backends import c_math
 from normc.backends.emit import Spelling
 
 _ONE = ("exp", "log", "sin", "cos", "tanh", "erf", "atan", "expm1", "log1p")
-_FLOAT = {fn: fn + ("_({})" if fn in c_math.FUNCTIONS else "f({})") for fn in _ONE} | {
+_FLOAT = {fn: fn + "f({})" for fn in _ONE} | {fn: fn + "_({})" for fn in c_math.FUNCTIONS} | {
     "sqrt": "__builtin_sqrtf({})",
     "abs": "__builtin_fabsf({})",
     "pow": "powf({}, {})",

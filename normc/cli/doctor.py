@@ -80,7 +80,7 @@ def _torch() -> str:
 
 def _c() -> str:
     from normc import config
-    from normc.backends.c import compiler_version
+    from normc.backends.c_compiler import compiler_version
 
     version = compiler_version().splitlines()[0]
     with config.override(cache=False):  # really compiles

@@ -10,6 +10,7 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperGroup
 
+from normc.cli.bench import bench
 from normc.cli.check import check
 from normc.cli.demo import demo
 from normc.cli.doctor import doctor
@@ -58,7 +59,7 @@ def about(
     """Compile normalization layers written as text."""
 
 
-for command in (show, check, zoo, doctor, demo):
+for command in (show, check, bench, zoo, doctor, demo):
     app.command()(command)
 
 

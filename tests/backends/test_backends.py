@@ -92,10 +92,10 @@ def test_backends_are_found_by_name_and_say_why_they_cannot():
 
 
 def test_without_a_compiler_auto_falls_back_to_torch(monkeypatch):
-    from normc.backends import c
+    from normc.backends import c_compiler
     from normc.ops import target
 
-    monkeypatch.setattr(c, "compiler", lambda: None)
+    monkeypatch.setattr(c_compiler, "compiler", lambda: None)
     target._why_not.cache_clear()
     assert target.choose("auto", "float32", "cpu") == "torch"
     target._why_not.cache_clear()
