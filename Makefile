@@ -7,7 +7,7 @@ INSTALLED := .venv/.installed
 export FORMULA ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test check docs fuzz
+.PHONY: help install demo test check docs fuzz bench
 
 help:  ## show this list
 	@awk -F ':.*## *' '/^[a-z]+:.*##/ {printf "make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -36,3 +36,9 @@ docs: $(INSTALLED)  ## write the pages of docs/ that come from tables
 
 fuzz: $(INSTALLED)  ## test with many new random formulas, shapes and dtypes
 	HYPOTHESIS_PROFILE=fuzz $(BIN)/python -m pytest -n 2 --timeout 7200 tests/properties
+
+bench: $(INSTALLED)  ## measure the table of docs/benchmarks/cpu.md on this machine
+	$(BIN)/python -m pip install --quiet -c constraints.txt -e ".[bench]"
+	$(BIN)/python -m benchmarks.cpu
+	$(BIN)/python -m benchmarks.cpu --layout channels_last
+	$(BIN)/python -m benchmarks.report

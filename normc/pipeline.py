@@ -86,7 +86,7 @@ def jobs(
     if found.backward is not None:
         parts.append(("backward", found.backward, (), (*found.saved, *frozen)))
     for part, program, saved, dense in parts:
-        plan = schedule(program, target.order, contract.find(target.backend).carries)
+        plan = schedule(program, target.order, contract.find(target.backend).able)
         plan = Plan(plan.program, plan.kernels, plan.order, saved)
         made.append(Job(label, part, text, plan, target.dtype, dense, target.unit))
     return made
@@ -103,14 +103,14 @@ def build(
     """Everything: text's definition in, loaded kernels out."""
     began = time.perf_counter()
     found = programs(definition, wrt, mode)
-    config.debug(3, found.forward.show())
+    config.debug(3, found.forward.show)
     backend = contract.find(target.backend)
-    runs: list[Run] = []
-    for job in jobs(definition, label, text, found, target):
-        config.debug(5, job.plan.show())
-        source = backend.render(job)
-        config.debug(4, source.text)
-        runs.append(backend.load(job, source))
+    made = jobs(definition, label, text, found, target)
+    for job in made:
+        config.debug(5, job.plan.show)
+    printed = [backend.render(job) for job in made]
+    config.debug(4, lambda: backend.unit(made, printed))
+    runs = backend.load(made, printed)
     config.debug(1, f"{label}: {target.backend} ready in {time.perf_counter() - began:.3f} s")
     return Built(found, runs[0], runs[1] if len(runs) > 1 else None)
 

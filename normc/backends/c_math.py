@@ -17,8 +17,8 @@ static inline float float_(int i) { union { int i; float f; } u = {i}; return u.
 static inline int bits_(float f) { union { float f; int i; } u; u.f = f; return u.i; }"""
 
 _CLAMP = """\
-static inline float clamp_(float x, int low, int high) {  /* bits of a negative and a positive bound */
-  const int top = bits_(x) < high ? bits_(x) : high;  /* integers: no compiler splits their minimum */
+static inline float clamp_(float x, int low, int high) {  /* bits of a bound < 0 and one > 0 */
+  const int top = bits_(x) < high ? bits_(x) : high;  /* a minimum of integers stays one */
   const unsigned u = top;
   return float_(u < (unsigned)low ? u : (unsigned)low);
 }"""

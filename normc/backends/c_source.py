@@ -13,7 +13,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
-from normc.backends.c_spelling import NARROW, WIDE, declarations
+from normc.backends.c_spelling import HALF, NARROW, WIDE, declarations
 from normc.backends.c_text import Lines, count, describe, index, instances, loop, threads
 from normc.backends.contract import Job, Source
 from normc.backends.emit import Block, Spelling, expand, write
@@ -44,7 +44,15 @@ class _Printer:
     # --- memory: how a variable is read and written ----------------------------------------------
     def place(self, v: Var) -> str:
         """The element of a tensor at the loop indices in scope."""
+        if v.name in self.kept:
+            return f"{v.name}[{self.inside(v.axes)}]"
         return f"{v.name}_ptr[{self.offset(v)}]"
+
+    def inside(self, axes: Axis) -> str:
+        """The position in a slice that is dense over axes, in the order of the loops."""
+        sizes = [str(a.name) for a in self.ordered(axes)]
+        steps = [["(i64)" + index(a), *sizes[i + 1 :]] for i, a in enumerate(self.ordered(axes))]
+        return " + ".join("*".join(step) for step in steps).replace("(i64)", "")
 
     def offset(self, v: Var) -> str:
         """Where that element lies; the axis that is known to be contiguous needs no stride."""
@@ -61,6 +69,11 @@ class _Printer:
         return members(v.axes)[-1] if v.axes else None
 
     @cached_property
+    def kept(self) -> set[str]:
+        """The values of a slice that one sweep computes and others read."""
+        return {k.name for k in self.job.plan.keeps}
+
+    @cached_property
     def stats(self) -> set[str]:
         """The tensors that are contiguous over (N, G, K, S)."""
         return {s.name for s in self.job.plan.program.stats} | set(self.job.dense)
@@ -68,7 +81,14 @@ class _Printer:
     def load(self, v: Var) -> str:
         if v.name.startswith("|"):
             return f"(real)({'*'.join(v.name.strip('|'))})"
-        return "eps" if is_scalar(v.name) else self.place(v)
+        if is_scalar(v.name):
+            return "eps"
+        return f"widen_({self.place(v)})" if self.half and v.axes == FULL else self.place(v)
+
+    @property
+    def half(self) -> bool:
+        """Whether full-size tensors are stored in fewer bits than they are computed in."""
+        return self.job.dtype in HALF
 
     def block(self, loops: Sequence[Axis]) -> Block:
         return Block([Axis(0), *loops], self.spelling, self.load, "const real {} = {};")
@@ -85,6 +105,9 @@ class _Printer:
             out.add(*[loop(a) for a in grid])
         else:
             out.add("{")
+        for k in kernel.keeps:
+            room = f"{k.name}_ptr + thread_()*{count(k.axes)}"
+            out.add(f"real *restrict const {k.name} = {room};")
         for sweep in kernel.sweeps:
             out.add(*describe(sweep), "{")
             if sweep.folds:
@@ -145,8 +168,10 @@ class _Printer:
         places = [self.staged(w, loops[-1]) if staged and w.axes == FULL else self.place(w.var)
                   for w in sweep.writes]  # fmt: skip
         places = [f"{place} =" for place in places] + [f"{self.part(s)} +=" for s in sweep.carries]
-        for place, value in zip(places, values, strict=True):
-            self.out.add(f"{place} {value};")
+        narrow = [self.half and not staged and w.axes == FULL for w in sweep.writes]
+        narrow += [False] * len(sweep.carries)
+        for place, value, small in zip(places, values, narrow, strict=True):
+            self.out.add(f"{place} narrow_({value});" if small else f"{place} {value};")
         if staged:
             self.leave_stage(sweep, loops[-1])
         self.out.close(len(loops))
@@ -182,7 +207,7 @@ class _Printer:
     def fold_sweep(self, grid: list[Axis], sweep: Sweep) -> None:
         rows, cols = self.ordered(sweep.rows), self.ordered(sweep.cols)
         block = self.block([*grid, *rows, *cols])
-        values = block.prepare([f.arg for f in sweep.folds])
+        values = block.prepare([*(f.arg for f in sweep.folds), *(k.expr for k in sweep.keeps)])
         last, inner = cols[-1], block.lines[-1]
         names = [f"f{i}" for i in range(len(sweep.folds))]
         self.enter(block, grid, rows)
@@ -194,7 +219,11 @@ class _Printer:
         size, i = last.name, index(last)
         self.out.add(f"for (i64 from = 0; from < {size}; from += {_BLOCK}) {{",
                      f"const i64 to = least(from + {_BLOCK}, {size}), n_ = to - from;")  # fmt: skip
-        self.phases(sweep, names, values, inner, i)
+        kept = values[len(names) :]
+        inner = inner + [
+            f"{self.place(k.var)} = {e};" for k, e in zip(sweep.keeps, kept, strict=True)
+        ]
+        self.phases(sweep, names, values[: len(names)], inner, i)
         for name, fold in zip(names, sweep.folds, strict=True):
             self.merge(name, fold)
         self.out.add("seen += n_;")
@@ -280,17 +309,33 @@ class _Printer:
             self.out.add(f"{self.place(stat.var)} = {text};")
 
 
-def arguments(job: Job) -> list[tuple[Var, str]]:
-    """Every tensor of a job with its C qualifier, in the order of the pointer array.
+@dataclass(frozen=True)
+class Stored:
+    """A tensor that a job stores for itself or for backward, contiguous over (N, G, K, S)."""
 
-    Inputs, outputs, statistics, and the parts of what is carried: `PARTS` times as large as it.
-    """
+    var: Var
+    times: str  # "saved": handed out; "once"; "parts": one for each; "threads": one for each
+
+
+def stored(job: Job) -> list[Stored]:
+    """Statistics, those that are handed out first; parts of what is carried; slices kept."""
+    plan = job.plan
+    stats = [Stored(s.var, "saved" if s.name in plan.saved else "once") for s in plan.program.stats]
+    parts = [Stored(var(f"{s.name}_parts", s.kept), "parts") for s in plan.carries]
+    kept = [Stored(k.var, "threads") for k in plan.keeps]
+    return [*sorted(stats, key=lambda s: s.times != "saved"), *parts, *kept]
+
+
+def arguments(job: Job) -> list[tuple[Var, str]]:
+    """Every tensor of a job with its C type, in the order of the pointer array."""
     program = job.plan.program
-    ins = [(i, "const real *restrict") for i in program.inputs]
-    outs = [(o.var, "real *restrict") for o in program.outputs]
-    stats = [(s.var, "real *") for s in program.stats]
-    parts = [(var(f"{s.name}_parts", s.kept), "real *") for s in job.plan.carries]
-    return [*ins, *outs, *stats, *parts]
+
+    def kind(v: Var) -> str:
+        return "store" if v.axes == FULL and job.dtype in HALF else "real"
+
+    ins = [(i, f"const {kind(i)} *restrict") for i in program.inputs]
+    outs = [(o.var, f"{kind(o.var)} *restrict") for o in program.outputs]
+    return [*ins, *outs, *[(s.var, "real *") for s in stored(job)]]
 
 
 def _signature(job: Job) -> list[str]:
@@ -298,11 +343,12 @@ def _signature(job: Job) -> list[str]:
              "int threads, int stream) {",
              "const i64 N = size[0], G = size[1], K = size[2], S = size[3];",
              "const real eps = eps_;"]  # fmt: skip
+    dense = {s.var.name for s in stored(job) if s.times in ("parts", "threads")}
     for i, (v, kind) in enumerate(arguments(job)):
         lines.append(f"{kind} {v.name}_ptr = ptr[{i}];")
         steps = [f"{v.name}_{index(a)} = stride[{4 * i + list(Axis).index(a)}]"
                  for a in members(v.axes)]  # fmt: skip
-        if steps:
+        if steps and v.name not in dense:
             lines.append(f"const i64 {', '.join(steps)};")
     return lines
 
@@ -318,5 +364,5 @@ def render(job: Job) -> Source:
     code = "\n".join(body.lines)
     first, *rest = job.header
     header = [f"/* {first}", *[f" * {line}".rstrip() for line in rest], " */"]
-    real = {"float32": "float", "float64": "double"}[job.dtype]
-    return Source("\n".join([*header, declarations(code, real), "", code, ""]), job.entry, ".c")
+    text = [*header, declarations(code, job.dtype), "", code, ""]
+    return Source("\n".join(text), job.entry, ".c", job.dtype)

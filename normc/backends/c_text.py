@@ -60,4 +60,6 @@ def describe(sweep: Sweep) -> list[str]:
     what = what or "write " + ", ".join(w.name for w in sweep.writes)
     if sweep.carries:
         what += "; carry " + ", ".join(s.name for s in sweep.carries)
+    if sweep.keeps:
+        what += "; keep " + ", ".join(k.name for k in sweep.keeps)
     return [f"/* {what}; reads {', '.join(v.name for v in sweep.reads) or 'nothing'} */"]

@@ -1,22 +1,22 @@
 """The contract between a Plan and the machine: what a backend is given and what it gives back.
 
 A backend is one file in this folder, found by its name. It offers ``backend``, a `Backend`:
-`render` turns a `Job` into readable source, `load` turns the source into a function, and the
-function runs the job on tensors. Tensors arrive as they are, any strides; statistics come back over
-their kept axes.
+`render` turns a `Job` into readable source, `load` turns the sources of one formula's jobs into
+functions, and a function runs its job on tensors. Tensors arrive as they are, any strides;
+statistics come back over their kept axes.
 """
 
 from __future__ import annotations
 
 import importlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
 from normc.errors import BackendError, nearest
 from normc.language.geometry import Geometry
 from normc.schedule.cost import moved
-from normc.schedule.plan import Plan
+from normc.schedule.plan import Able, Plan
 
 BACKENDS = ("c", "triton", "torch")
 
@@ -63,6 +63,7 @@ class Source:
     text: str
     entry: str
     suffix: str  # of the file it lies in: ".c", ".py", ".txt"
+    dtype: str = "float32"  # the storage type of its job
 
 
 class Run(Protocol):
@@ -79,7 +80,7 @@ class Backend(Protocol):
     """One way to run a job."""
 
     name: str
-    carries: bool  # whether sums may be carried from one instance of a kernel to the next
+    able: Able
 
     def why_not(self, dtype: str, device: str) -> str:
         """Why this backend cannot run here on tensors like these; empty if it can."""
@@ -87,7 +88,18 @@ class Backend(Protocol):
 
     def render(self, job: Job) -> Source: ...
 
-    def load(self, job: Job, source: Source) -> Run: ...
+    def unit(self, jobs: Sequence[Job], sources: Sequence[Source]) -> str:
+        """The text for all jobs of one formula; `joined`, unless they are compiled as one."""
+        ...
+
+    def load(self, jobs: Sequence[Job], sources: Sequence[Source]) -> list[Run]:
+        """All jobs of one formula, ready to run."""
+        ...
+
+
+def joined(sources: Sequence[Source]) -> str:
+    """Sources that stand on their own, one after the other."""
+    return "\n".join(source.text for source in sources)
 
 
 def find(name: str) -> Backend:

@@ -6,13 +6,14 @@ source it prints is the Program itself: there is nothing to compile.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from functools import partial
 from math import prod
 
 import torch
 from torch import Tensor
 
-from normc.backends.contract import Job, Run, Source
+from normc.backends.contract import Job, Run, Source, joined
 from normc.backends.memory import full_input, unview, view
 from normc.language.axes import FULL, ORDER, Axis
 from normc.language.expr import Call, Const, Expr, Var, children, postorder
@@ -20,6 +21,7 @@ from normc.language.geometry import Geometry
 from normc.language.primitives import PRIMITIVES
 from normc.language.reductions import EPS, REDUCTIONS, counted
 from normc.program.program import Stat, is_scalar
+from normc.schedule.plan import Able
 
 Tensors = dict[str, Tensor]
 
@@ -28,7 +30,7 @@ class TorchBackend:
     """Evaluates a Program with torch ops."""
 
     name = "torch"
-    carries = False
+    able = Able()
 
     def why_not(self, dtype: str, device: str) -> str:
         return ""
@@ -37,8 +39,11 @@ class TorchBackend:
         text = f"# {job.entry}: {job.formula}\n{job.plan.program.show()}\n"
         return Source(text, job.entry, ".txt")
 
-    def load(self, job: Job, source: Source) -> Run:
-        return lambda geometry, tensors, eps: _run(job, geometry, tensors, eps)
+    def unit(self, jobs: Sequence[Job], sources: Sequence[Source]) -> str:
+        return joined(sources)
+
+    def load(self, jobs: Sequence[Job], sources: Sequence[Source]) -> list[Run]:
+        return [partial(_run, job) for job in jobs]
 
 
 backend = TorchBackend()

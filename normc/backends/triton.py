@@ -26,7 +26,7 @@ from torch import Tensor
 
 from normc import config
 from normc.backends import cache
-from normc.backends.contract import Job, Run, Source
+from normc.backends.contract import Job, Run, Source, joined
 from normc.backends.memory import Strides, full_input, strides_of, unview, view, walkable
 from normc.backends.tiles import source
 from normc.backends.tiling import PARTS, Config, choose, sum_name
@@ -35,7 +35,7 @@ from normc.language.axes import CHANNEL, FULL, NONE
 from normc.language.expr import Var
 from normc.language.geometry import Geometry
 from normc.program.program import Stat
-from normc.schedule.plan import Kernel
+from normc.schedule.plan import Able, Kernel
 
 
 def _part(name: str) -> Any:
@@ -60,7 +60,7 @@ class TritonBackend:
 
     choose: Choose = choose
     name: str = "triton"
-    carries: bool = True
+    able: Able = Able(carry=True)
 
     def why_not(self, dtype: str, device: str) -> str:
         if triton is None:
@@ -77,8 +77,12 @@ class TritonBackend:
     def render(self, job: Job) -> Source:
         return Source(source(job), job.entry, ".py")
 
-    def load(self, job: Job, source: Source) -> Run:
-        return _Runner(job, _module(source), self.choose)
+    def unit(self, jobs: Sequence[Job], sources: Sequence[Source]) -> str:
+        return joined(sources)
+
+    def load(self, jobs: Sequence[Job], sources: Sequence[Source]) -> list[Run]:
+        every = zip(jobs, sources, strict=True)
+        return [_Runner(job, _module(source), self.choose) for job, source in every]
 
 
 backend = TritonBackend()

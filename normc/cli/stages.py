@@ -149,7 +149,8 @@ def source(subject: Subject, backend: str) -> str:
     refused = found.why_not(subject.dtype, "cpu") if backend == "c" else ""
     if refused and not found.why_not("float32", "cpu"):
         raise BackendError(refused)  # it is the dtype: without a compiler C can still be printed
-    return "\n".join(found.render(job).text.rstrip("\n") for job in subject.jobs(backend))
+    jobs = subject.jobs(backend)
+    return found.unit(jobs, [found.render(job) for job in jobs]).rstrip("\n")
 
 
 def source_brief(subject: Subject, backend: str) -> str:

@@ -42,6 +42,7 @@ class Primitive:
     kinks: tuple[float, ...] = ()  # arguments at which the convention for the derivative matters
     doc: str = ""
     callable: bool = True  # written as a function in a formula (operators are not)
+    dear: bool = False  # of core functions: costs many operations, so is worth keeping
 
     def expand(self, *args: Expr) -> Expr:
         """The body over the given arguments."""
@@ -156,8 +157,8 @@ _ROWS = (
         kinks=(0.0,),
         doc="the smaller of two; NaN if either is",
     ),
-    _core("exp", "x", lambda t, x: t.exp(x), doc="exponential"),
-    _core("log", "x", lambda t, x: t.log(x), probe=_POSITIVE, doc="natural logarithm"),
+    _core("exp", "x", lambda t, x: t.exp(x), doc="exponential", dear=True),
+    _core("log", "x", lambda t, x: t.log(x), probe=_POSITIVE, doc="natural logarithm", dear=True),
     _core(
         "sqrt",
         "x",
@@ -166,13 +167,14 @@ _ROWS = (
         probe=_POSITIVE,
         doc="square root",
     ),
-    _core("sin", "x", lambda t, x: t.sin(x), doc="sine"),
-    _core("cos", "x", lambda t, x: t.cos(x), doc="cosine"),
-    _core("tanh", "x", lambda t, x: t.tanh(x), doc="hyperbolic tangent"),
-    _core("erf", "x", lambda t, x: t.erf(x), doc="error function"),
-    _core("atan", "x", lambda t, x: t.atan(x), doc="arc tangent"),
-    _core("expm1", "x", lambda t, x: t.expm1(x), doc="exp(x) - 1, accurate near 0"),
-    _core("log1p", "x", lambda t, x: t.log1p(x), probe=(-0.9, 4.0), doc="log(1 + x), accurate"),
+    _core("sin", "x", lambda t, x: t.sin(x), doc="sine", dear=True),
+    _core("cos", "x", lambda t, x: t.cos(x), doc="cosine", dear=True),
+    _core("tanh", "x", lambda t, x: t.tanh(x), doc="hyperbolic tangent", dear=True),
+    _core("erf", "x", lambda t, x: t.erf(x), doc="error function", dear=True),
+    _core("atan", "x", lambda t, x: t.atan(x), doc="arc tangent", dear=True),
+    _core("expm1", "x", lambda t, x: t.expm1(x), doc="exp(x) - 1, accurate near 0", dear=True),
+    _core("log1p", "x", lambda t, x: t.log1p(x), probe=(-0.9, 4.0), dear=True,
+          doc="log(1 + x), accurate"),  # fmt: skip
     _core(
         "where",
         "c x y",

@@ -51,6 +51,8 @@ class Fold:
 
 
 Values = Mapping[str, Expr]
+Finer = Callable[[str], Expr]
+"""The statistic of a given name of the same argument, over some of the axes or over all of them."""
 
 
 @dataclass(frozen=True)
@@ -97,6 +99,8 @@ class Reduction:
     repeat: Callable[[Expr, Expr], Expr] = lambda value, n: value  # over n equal copies
     single: Callable[[Expr], Expr] = lambda e: e  # of one element
     linear: bool = False  # factors may be pulled out, and it splits into a sum of sums
+    # (over some of the axes, over all of them) -> the same as a statistic of statistics
+    split: Callable[[Finer, Finer], tuple[str, Expr]] | None = None
     running: float = 0.0  # where a running buffer of this statistic starts
 
 
@@ -113,6 +117,14 @@ def _square(e: Expr) -> Expr:
     return call("mul", e, e)
 
 
+def _var_of_parts(part: Finer, whole: Finer) -> tuple[str, Expr]:
+    return "mean", part("var") + _square(part("mean") - whole("mean"))
+
+
+def _same(name: str) -> Callable[[Finer, Finer], tuple[str, Expr]]:
+    return lambda part, whole: (name, part(name))
+
+
 _ROWS = (
     # --- core -----------------------------------------------------------------------------------
     Reduction(
@@ -124,6 +136,7 @@ _ROWS = (
         derivative=lambda e, value, adjoint, axes: adjoint,
         repeat=lambda value, n: value * n,
         linear=True,
+        split=_same("sum"),
     ),
     Reduction(
         "mean",
@@ -133,6 +146,7 @@ _ROWS = (
         finish=lambda s, n: s["t"] / n,
         derivative=lambda e, value, adjoint, axes: adjoint * (1 / count(axes)),
         linear=True,
+        split=_same("mean"),
     ),
     Reduction(
         "var",
@@ -142,6 +156,7 @@ _ROWS = (
         finish=lambda s, n: s["m2"] / n,
         derivative=_var_slope,
         single=lambda e: e * 0,
+        split=_var_of_parts,
         running=1.0,
     ),
     Reduction(
@@ -151,6 +166,7 @@ _ROWS = (
         state=MAX,
         finish=lambda s, n: s["m"],
         derivative=_tie_slope,
+        split=_same("max"),
     ),
     Reduction(
         "min",
@@ -159,6 +175,7 @@ _ROWS = (
         state=MIN,
         finish=lambda s, n: s["m"],
         derivative=_tie_slope,
+        split=_same("min"),
     ),
     # --- surface --------------------------------------------------------------------------------
     Reduction(

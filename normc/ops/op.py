@@ -128,8 +128,8 @@ class Op:
         """The text of the kernels, forward and backward, that a backend would compile."""
         f = self.formula
         names = ("x", *(i.name for i in f.inputs), *(p.name for p in f.params))
-        found = sources(f.definition, f.label, f.text, names, Target(backend, dtype))
-        return "\n".join(source.text for _, source in found)
+        made = list(sources(f.definition, f.label, f.text, names, Target(backend, dtype)))
+        return contract.find(backend).unit([job for job, _ in made], [text for _, text in made])
 
     def explain(self, x: Tensor, groups: Groups = "auto", channel_dim: int = 1) -> str:
         """The programs and plans for tensors like x, and the bytes each plan moves."""

@@ -2,7 +2,7 @@
 
     plan   ::= {kernel}
     kernel ::= grid axes, {sweep}                  one launch; one instance per index over the grid
-    sweep  ::= rows, cols, {fold | write | carry}  one pass; for each row, a loop over the columns
+    sweep  ::= rows, cols, {fold | write | carry | keep}    one pass; per row, a loop over columns
 
 An instance of a kernel runs its sweeps in order. In a sweep it visits, for every index over
 ``rows``, all indices over ``cols``: it accumulates statistics over the columns and stores them per
@@ -40,12 +40,13 @@ class Sweep:
     folds: tuple[Fold, ...] = ()
     writes: tuple[Output, ...] = ()
     carries: tuple[Stat, ...] = ()  # sums over the whole grid, kept per row and column
+    keeps: tuple[Output, ...] = ()  # values of the slice that a later sweep reads again
 
     @property
     def exprs(self) -> tuple[Expr, ...]:
         """What is evaluated at every element."""
         folded, carried = (f.arg for f in self.folds), (s.arg for s in self.carries)
-        return (*folded, *(w.expr for w in self.writes), *carried)
+        return (*folded, *(w.expr for w in self.writes), *carried, *(k.expr for k in self.keeps))
 
     @property
     def reads(self) -> list[Var]:
@@ -73,9 +74,15 @@ class Kernel:
         return tuple(s for sweep in self.sweeps for s in sweep.carries)
 
     @property
+    def keeps(self) -> tuple[Output, ...]:
+        """The values of a slice that are kept from one sweep to another."""
+        return tuple(k for sweep in self.sweeps for k in sweep.keeps)
+
+    @property
     def reads(self) -> list[Var]:
         """Tensors read that the kernel did not store itself."""
         stored = {v.name for sweep in self.sweeps for v in sweep.stores}
+        stored |= {k.name for k in self.keeps}
         seen = {v.name: v for sweep in self.sweeps for v in sweep.reads if v.name not in stored}
         return list(seen.values())
 
@@ -104,9 +111,27 @@ class Plan:
                     lines.append(f"    {names} <- {fold.state.name} {show_expr(fold.arg)}")
                 lines += [f"    {w.name} <- {show_expr(w.expr)}" for w in sweep.writes]
                 lines += [f"    {s.name}:{s.op} += {show_expr(s.arg)}" for s in sweep.carries]
+                lines += [f"    keep {k.name} <- {show_expr(k.expr)}" for k in sweep.keeps]
         return "\n".join(lines)
 
     @property
     def carries(self) -> tuple[Stat, ...]:
         """The sums carried over the instances of some kernel."""
         return tuple(s for kernel in self.kernels for s in kernel.carries)
+
+    @property
+    def keeps(self) -> tuple[Output, ...]:
+        """The values kept from one sweep to another of some kernel."""
+        return tuple(k for kernel in self.kernels for k in kernel.keeps)
+
+
+@dataclass(frozen=True)
+class Able:
+    """What a backend can do beyond the least, and a schedule may then ask for."""
+
+    carry: bool = False  # accumulate sums from one instance of a kernel to the next
+    keep: bool = False  # keep values of an instance's slice from one sweep to a later one
+
+
+PLAIN = Able()
+"""The least: every sweep reads its tensors and stores its values."""

@@ -10,7 +10,9 @@
    instance where the backend can: the rows of a row norm add to parameter gradients while they are
    in the cache.
 3. Outputs are written in the stage of the last statistic they read.
-4. In a stage, statistics of one level over the same rows and columns share a sweep.
+4. In a stage, statistics of one level over the same rows and columns share a sweep. A statistic
+   over more axes than another is made from one like that (`normc.schedule.finer`), and what is
+   dear is computed in one sweep only (`normc.schedule.keep`).
 """
 
 from __future__ import annotations
@@ -22,7 +24,9 @@ from normc.language.axes import CHANNEL, FULL, NONE, ORDER, Axis
 from normc.language.expr import Expr
 from normc.language.reductions import REDUCTIONS
 from normc.program.program import Output, Program, Stat, tensors, verify
-from normc.schedule.plan import Fold, Kernel, Plan, Sweep
+from normc.schedule.finer import from_finer
+from normc.schedule.keep import keep
+from normc.schedule.plan import PLAIN, Able, Fold, Kernel, Plan, Sweep
 
 CHANNELS_FIRST = ORDER
 CHANNELS_LAST = (Axis.N, Axis.S, Axis.G, Axis.K)
@@ -39,16 +43,13 @@ class Stage:
 
 
 def schedule(
-    program: Program, order: tuple[Axis, ...] = CHANNELS_FIRST, carry: bool = False
+    program: Program, order: tuple[Axis, ...] = CHANNELS_FIRST, able: Able = PLAIN
 ) -> Plan:
-    """Plan the kernels of a program for tensors whose axes lie in memory in ``order``.
-
-    ``carry``: whether the backend can accumulate sums from one instance of a kernel to the next.
-    """
-    program = _partial_sums(program, order)
-    stages = _stages(program, order, carry)
-    kernels = tuple(_kernel(f"k{i}", stage, order) for i, stage in enumerate(stages))
-    return Plan(program, kernels, order)
+    """Plan the kernels of a program for tensors whose axes lie in memory in ``order``."""
+    program = _partial_sums(from_finer(program), order)
+    stages = _stages(program, order, able.carry)
+    kernels = [_kernel(f"k{i}", stage, order) for i, stage in enumerate(stages)]
+    return Plan(program, tuple(keep(k) if able.keep else k for k in kernels), order)
 
 
 def pointwise_grid(order: tuple[Axis, ...]) -> Axis:
@@ -98,13 +99,17 @@ def _partial_sums(program: Program, order: tuple[Axis, ...]) -> Program:
     grid = _main_grid(program, order)
     essential = _essential(program)
     stats: list[Stat] = []
+    known = {(s.op, s.over, s.arg): s for s in reversed(program.stats)}
     for s in program.stats:
         splits = REDUCTIONS[s.op].linear and s.over & grid and s.over & ~grid
         if s.name in essential or not splits or grid & ~s.arg.axes:
             stats.append(s)
             continue
         part = Stat(f"{s.name}_part", s.op, s.over & ~grid, s.arg)
-        stats += [part, replace(s, over=s.over & grid, arg=part.var)]
+        found = known.setdefault((part.op, part.over, part.arg), part)
+        if found is part:
+            stats.append(part)
+        stats.append(replace(s, over=s.over & grid, arg=found.var))
     return verify(replace(program, stats=tuple(stats)))
 
 

@@ -16,7 +16,7 @@ ORACLES = {
     "expm1": (np.expm1, (-20, 89), 2.0),
     "log": (np.log, (1e-45, 3e38), 1.0),
     "log1p": (np.log1p, (-0.999999, 3e38), 2.0),
-    "sigmoid": (lambda x: 1/(1 + np.exp(-x)), (-87, 89), 3.0),
+    "sigmoid": (lambda x: 1 / (1 + np.exp(-x)), (-87, 89), 3.0),
     "tanh": (np.tanh, (-12, 12), 3.0),
     "erf": (scipy.special.erf, (-5, 5), 3.0),
 }

@@ -90,11 +90,13 @@ def run(text, case, config):
     order = CHANNELS_LAST if "last" in case.layout.name else CHANNELS_FIRST
     backend = triton.TritonBackend(config)
     forward, backward = all_jobs(f, Target("triton", case.dtype, order, False))
-    done = backend.load(forward, backend.render(forward))(geometry, given, 1e-5)
+    (first,) = backend.load([forward], [backend.render(forward)])
+    done = first(geometry, given, 1e-5)
     results = [o.name for o in forward.plan.program.outputs]
     known = given | done | {f"d_{y}": d for y, d in zip(results, cotangents, strict=True)}
     known = {i.name: known[i.name] for i in backward.plan.program.inputs}
-    done |= backend.load(backward, backend.render(backward))(geometry, known, 1e-5)
+    (then,) = backend.load([backward], [backend.render(backward)])
+    done |= then(geometry, known, 1e-5)
     return done
 
 
@@ -133,7 +135,8 @@ def test_a_large_mean_is_taken_off_before_squaring(resident):
     geometry = Case(BY_NAME["rank 3"], tuple(x.shape), 1, "float32", 0).geometry
     ones, zeros = torch.ones(3), torch.zeros(3)
     given = {"x": x, "gamma": ones, "beta": zeros}
-    found = backend.load(forward, backend.render(forward))(geometry, given, 1e-5)["y"]
+    (run,) = backend.load([forward], [backend.render(forward)])
+    found = run(geometry, given, 1e-5)["y"]
     want = torch.nn.functional.instance_norm(x.double())
     assert (found - want).abs().max() < 3e-3  # the mean itself is rounded by up to 5e-4
 
@@ -240,7 +243,7 @@ def test_more_programs_than_a_gpu_can_number_are_refused():
 
 def test_the_source_is_a_file_that_a_person_can_open():
     (job, _) = all_jobs(normc.zoo["evonorm_s0"], Target("triton", "float32"))
-    run = triton.backend.load(job, triton.backend.render(job))
+    (run,) = triton.backend.load([job], [triton.backend.render(job)])
     with open(run.module.__file__, encoding="utf-8") as file:
         assert file.read() == triton.backend.render(job).text
 

@@ -117,8 +117,8 @@ def test_a_masked_slope_masks():
     assert scale(d, const(0)) is None and scale(d, const(1)) is d
 
 
-CLASSIC = {"evonorm_b0": (3, 3), "rms_norm": (2, 3)} | dict.fromkeys(
-    ["layer_norm", "group_norm", "batch_norm", "evonorm_s0", "frn_tlu"], (2, 2)
+CLASSIC = {"rms_norm": (2, 3)} | dict.fromkeys(
+    ["layer_norm", "group_norm", "batch_norm", "evonorm_s0", "evonorm_b0", "frn_tlu"], (2, 2)
 )
 
 
@@ -126,7 +126,8 @@ CLASSIC = {"evonorm_b0": (3, 3), "rms_norm": (2, 3)} | dict.fromkeys(
 def test_how_often_x_is_read(name):
     """var is first-class and forward statistics are saved: one sweep of statistics, one to apply.
 
-    EvoNorm-B0 has a sweep per axis set, and a row norm a kernel for its parameter gradient.
+    EvoNorm-B0's batch statistics come from its instance statistics; a row norm that cannot carry
+    has a kernel for its parameter gradient.
     """
     found = every(normc.zoo[name].text)
     for program, sweeps in zip((found.forward, found.backward), CLASSIC[name], strict=True):

@@ -7,9 +7,11 @@ from hypothesis import strategies as st
 import normc
 from normc.language.axes import FULL, NONE, Axis
 from normc.pipeline import programs
+from normc.schedule.plan import Able
 from normc.schedule.schedule import CHANNELS_FIRST, CHANNELS_LAST, schedule
 from tests.properties.formulas import formulas
 
+ABLE = {"plain": Able(), "carry": Able(carry=True), "all": Able(carry=True, keep=True)}
 ORDERS = {"channels_first": CHANNELS_FIRST, "channels_last": CHANNELS_LAST}
 
 
@@ -44,6 +46,7 @@ def legal(plan):
             for stat in sweep.carries:
                 assert stat.over == kernel.grid and stat.kept == sweep.rows | sweep.cols
             own |= {v.name for v in sweep.stores} - {s.name for s in sweep.carries}
+            own |= {k.name for k in sweep.keeps}
     wanted = {s.name for s in plan.program.stats} | {o.name for o in plan.program.outputs}
     assert set(stored) == wanted
     # what an instance reads of its own kernel's statistics, it has computed itself
@@ -53,23 +56,23 @@ def legal(plan):
             assert all(not kernel.grid & ~v.axes for v in sweep.reads if v.name in mine)
 
 
-@pytest.mark.parametrize("carry", [False, True])
+@pytest.mark.parametrize("able", ABLE.values(), ids=ABLE)
 @pytest.mark.parametrize("order", ORDERS.values(), ids=ORDERS)
 @pytest.mark.parametrize("name", list(normc.zoo))
-def test_zoo_plans_are_legal(name, order, carry):
+def test_zoo_plans_are_legal(name, order, able):
     for program in both(normc.zoo[name].text):
-        legal(schedule(program, order, carry))
+        legal(schedule(program, order, able))
 
 
-@given(formulas(), st.sampled_from(list(ORDERS.values())), st.booleans())
-def test_random_plans_are_legal(text, order, carry):
+@given(formulas(), st.sampled_from(list(ORDERS.values())), st.sampled_from(list(ABLE.values())))
+def test_random_plans_are_legal(text, order, able):
     for program in both(text):
-        legal(schedule(program, order, carry))
+        legal(schedule(program, order, able))
 
 
 def test_a_row_norm_carries_its_parameter_gradients():
     backward = both(normc.zoo["layer_norm_tokens"].text)[1]
-    main, finish = schedule(backward, CHANNELS_LAST, carry=True).kernels
+    main, finish = schedule(backward, CHANNELS_LAST, Able(carry=True)).kernels
     assert {s.over for s in main.carries} == {Axis.N | Axis.S}
     assert not finish.reads or "x" not in {v.name for v in finish.reads}
 
