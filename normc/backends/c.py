@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from normc.backends import c_compiler, c_unit
-from normc.backends.c_source import PARTS, arguments, render, stored
+from normc.backends.c_source import arguments, copies, render, sizes, stored
 from normc.backends.c_spelling import TYPES
 from normc.backends.contract import Job, Run, Source
 from normc.backends.memory import Strides, dense_strides, empty, full_input, strides_of, walkable
@@ -76,7 +76,7 @@ class _Frame:
     """What calls with tensors of the same shapes, strides and dtypes share."""
 
     steps: Any  # ctypes array of strides, four per tensor
-    sizes: Any  # ctypes array of N, G, K, S
+    sizes: Any  # ctypes array of N, G, K, S and the lanes of each kernel
     direct: bool  # the inputs are read where they lie: none is converted or copied
     saved: tuple[tuple[int, ...], ...]  # shapes of the statistics that are handed out
     room: int  # elements of all that is not
@@ -121,8 +121,9 @@ class _Runner:
         base = room.data_ptr()
         every = [t.data_ptr() for t in (*given, *outs.values())]
         every += [base + offset for offset in frame.offsets]
-        steps, sizes = frame.steps, frame.sizes
-        self.function(self.pointers(*every), steps, sizes, eps, frame.threads, frame.stream)
+        self.function(
+            self.pointers(*every), frame.steps, frame.sizes, eps, frame.threads, frame.stream
+        )
         return outs
 
     def _frame(self, geometry: Geometry, tensors: Mapping[str, Tensor]) -> _Frame:
@@ -141,12 +142,13 @@ class _Runner:
             if s.times == "saved":
                 saved.append(geometry.sizes(s.var.axes))
             else:
-                times = {"once": 1, "parts": PARTS, "threads": threads}[s.times]
-                lines = -(-times * geometry.count(s.var.axes) * self.real.itemsize // _LINE)
+                count = copies(self.job, s, geometry, threads)
+                lines = -(-count * self.real.itemsize // _LINE)
                 ends.append(ends[-1] + lines * _LINE)
+        lanes = sizes(self.job, geometry, threads)
         return _Frame(
             (ctypes.c_int64 * len(steps))(*steps),
-            (ctypes.c_int64 * 4)(*geometry.sizes()),
+            (ctypes.c_int64 * len(lanes))(*lanes),
             all(a is b for a, b in zip(given, used, strict=True)),
             tuple(saved),
             ends[-1] // self.real.itemsize,

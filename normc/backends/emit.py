@@ -113,6 +113,11 @@ class Block:
                 return i
         raise AssertionError(f"{axes} is not bound by {self.depths}")
 
+    @property
+    def levels(self) -> int:
+        """How many lists of statements there are."""
+        return len(self.depths)
+
     def bind(self, value: Var, name: str) -> None:
         """Let a variable be read by a name that the skeleton has given it, without a load."""
         self._alive.append(value)
@@ -130,7 +135,7 @@ class Block:
         self._alive += roots
         order = postorder(roots)
         users = _users(order)
-        self.lines += [[] for _ in range(len(self.depths) - len(self.lines))]
+        self.lines += [[] for _ in range(self.levels - len(self.lines))]
         for node in order:
             if id(node) not in self.names and self._wants_name(node, users):
                 self._name(node)

@@ -94,9 +94,14 @@ def moved(plan: Plan, dense: Iterable[str] = ()) -> Moved:
     used = {v.name for kernel in plan.kernels for v in kernel.reads}
     given = [i for i in program.inputs if i.name in used]
     sweeps = [sweep for kernel in plan.kernels for sweep in kernel.sweeps]
+    kept = {k.name for k in plan.keeps}  # a slice, in the cache
     return Moved(
         Traffic(tuple(given), tuple(produced), stats),
-        Traffic(_join(s.reads for s in sweeps), _join(s.stores for s in sweeps), stats),
+        Traffic(
+            _join([v for v in s.reads if v.name not in kept] for s in sweeps),
+            _join(s.stores for s in sweeps),
+            stats,
+        ),
     )
 
 

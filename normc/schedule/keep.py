@@ -29,7 +29,7 @@ def keep(kernel: Kernel) -> Kernel:
     first = sweeps[whole[0]]
     for i in whole[1:]:
         cuts = _cuts(first.exprs, sweeps[i].exprs, lambda e: _reads(e, own))
-        kept = [Output(f"kept{len(first.keeps) + j}", inner, cut) for j, cut in enumerate(cuts)]
+        kept = [Output(f"kept{len(first.keeps) + j}", FULL, cut) for j, cut in enumerate(cuts)]
         first = replace(first, keeps=(*first.keeps, *kept))
         sweeps[i] = _reading(sweeps[i], kept)
     sweeps[whole[0]] = first

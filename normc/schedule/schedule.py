@@ -138,7 +138,8 @@ def _stages(program: Program, order: tuple[Axis, ...], carry: bool) -> list[Stag
 
 def _carried(stat: Stat, grid: Axis, order: tuple[Axis, ...]) -> bool:
     """Whether a sum is over exactly the grid and kept along the rows that lie in memory."""
-    whole = bool(grid) and stat.over == grid and REDUCTIONS[stat.op].linear
+    apart = not grid & innermost(order)
+    whole = bool(grid) and apart and stat.over == grid and REDUCTIONS[stat.op].linear
     return whole and (not stat.kept or bool(stat.kept & innermost(order)))
 
 
