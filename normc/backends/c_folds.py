@@ -6,24 +6,51 @@ where it is an array with a place, ``[i]``, for each lane.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 from normc.backends.c_place import Places
 from normc.backends.c_spelling import WIDE
-from normc.language.expr import var
+from normc.language.expr import Call, Expr, Var, children, var, variables
 from normc.language.reductions import COUNT, REDUCTIONS, E
 from normc.language.reductions import Fold as StateFold
-from normc.program.program import Stat
+from normc.program.program import Stat, is_scalar
 from normc.schedule.plan import Fold
 
 START = {"sum": "0", "max": "-__builtin_inf()", "min": "__builtin_inf()"}
 """Where a native fold begins."""
 
 
-def step(places: Places, name: str, fold: StateFold, element: str, known: dict[str, str]) -> str:
-    """Take one element into a number of a block; ``known`` spells the block's numbers."""
-    names = {E: element, COUNT: "(real)n_"} | {var(p): text for p, text in known.items()}
+def step(places: Places, fold: StateFold, total: str, names: Mapping[Expr, str]) -> str:
+    """Take one element into a number of a block; ``names`` spell the element and other numbers."""
     each = places.text(fold.each, places.spelling, names, "")
-    total = known[fold.name]
     return f"{total} += {each};" if fold.op == "sum" else f"{total} = {fold.op}_({each}, {total});"
+
+
+def spelled(fold: Fold, name: str, at: str, element: str) -> dict[Expr, str]:
+    """How the element, the count and the numbers of a block are spelled."""
+    numbers: dict[Expr, str] = {var(f.name): f"{name}_{f.name}{at}" for f in fold.state.folds}
+    return {E: element, COUNT: "(real)n_"} | numbers
+
+
+def still(fold: StateFold) -> list[Expr]:
+    """The parts of a fold that are the same for all elements of a block."""
+    found: list[Expr] = []
+    stack = [fold.each]
+    while stack:
+        node = stack.pop()
+        if E in variables([node]):
+            stack += children(node)
+        elif isinstance(node, Call) and node not in found:
+            found.append(node)
+    return found
+
+
+def again(places: Places, name: str, fold: Fold, at: str) -> tuple[str, bool]:
+    """How an element is read a second time, and whether it has to be stored for that."""
+    plain = isinstance(fold.arg, Var) and not is_scalar(fold.arg.name)
+    if plain or len(fold.state.folds) == 1:
+        return places.load(fold.arg) if isinstance(fold.arg, Var) else "", False
+    return f"{name}_stage[{at}]", True
 
 
 def merge(

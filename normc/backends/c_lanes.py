@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from normc.backends.c_folds import START, finish, merge, step
+from normc.backends.c_folds import START, again, finish, merge, spelled, step, still
 from normc.backends.c_place import LANE, Places
 from normc.backends.c_text import index, loop
 from normc.backends.emit import Block
@@ -23,9 +23,9 @@ from normc.schedule.plan import Fold, Kernel, Sweep
 LANES = 1024
 """The most lanes side by side: the room of an array."""
 
-_ROWS = 8  # rows of lanes folded before a merge, so that a state can look at them twice
-_SLICE = 2**17  # elements of a slice that stay in the cache between two sweeps
-_LEAST = 16  # lanes: one line of memory
+_BLOCK = 8192  # elements folded before a merge, so that a state can look at them twice
+_SLICE = 2**20  # elements of a slice that stay in the cache between two sweeps
+_LEAST = 64  # lanes: a few lines of memory
 
 
 def contiguous(order: tuple[Axis, ...]) -> Axis:
@@ -175,8 +175,9 @@ class LaneSweeps:
             out.add(loop(axis))
             self.open(block, before + i)
         size = str(outer[-1].name) if outer else "1"
-        out.add(f"for (i64 from = 0; from < {size}; from += {_ROWS}) {{",
-                f"const i64 to = least(from + {_ROWS}, {size}), n_ = to - from;")  # fmt: skip
+        out.add(f"const i64 rows = {_BLOCK}/lanes;",
+                f"for (i64 from = 0; from < {size}; from += rows) {{",
+                f"const i64 to = least(from + rows, {size}), n_ = to - from;")  # fmt: skip
         self.phases(sweep, block, index(outer[-1]) if outer else "row", values, bool(outer))
         for n, fold in _named(sweep):
             out.add(*simd(), *merge(p, fold, (n, "[i]", "seen"), (f"{n}_b", "[i]", "n_")), "}")
@@ -189,31 +190,38 @@ class LaneSweeps:
     ) -> None:
         """Fold a block of rows: the n-th folds of all states share the n-th loop over it."""
         out, p = self.out, self.places
-        names = list(_named(sweep))
-        staged = [n for n, f in names if len(f.state.folds) > 1]
-        out.add(*[f"real {n}_stage[{_ROWS * LANES}];" for n in staged])
+        saved = {n: again(p, n, f, f"({row} - from)*lanes + i") for n, f in _named(sweep)}
+        out.add(*[f"real {n}_stage[{_BLOCK}];" for n, (_, stored) in saved.items() if stored])
         for phase in range(max(len(f.state.folds) for f in sweep.folds)):
-            active = [(n, f, f.state.folds[phase], v)
-                      for (n, f), v in zip(names, values[: len(names)], strict=True)
-                      if phase < len(f.state.folds)]  # fmt: skip
-            for n, _, fold, _ in active:
-                out.add(f"real {n}_b_{fold.name}[{LANES}];")
-                out.add(f"for (i64 i = 0; i < lanes; i++) {n}_b_{fold.name}[i] = {START[fold.op]};")
+            active = [(*pair, v) for pair, v in zip(_named(sweep), values, strict=False)
+                      if phase < len(pair[1].state.folds)]  # fmt: skip
+            known = {n: self.begin(n, f, phase) for n, f, _ in active}
             out.add(f"for (i64 {row} = from; {row} < to; {row}++) {{")
             if phase == 0 and outer:
                 self.open(block, len(block.depths) - 1)
             out.add(*simd(), *(block.lines[-1] if phase == 0 else []))
-            for n, f, fold, value in active:
-                saved = f"{n}_stage[({row} - from)*{LANES} + i]"
-                out.add(f"const real {n}_e = {value if phase == 0 else saved};")
-                if phase == 0 and n in staged:
-                    out.add(f"{saved} = {n}_e;")
-                known = {g.name: f"{n}_b_{g.name}[i]" for g in f.state.folds[: phase + 1]}
-                out.add(step(p, n, fold, f"{n}_e", known))
+            for n, f, value in active:
+                text, stored = saved[n]
+                out.add(f"const real {n}_e = {text if phase else value};")
+                if phase == 0 and stored:
+                    out.add(f"{text} = {n}_e;")
+                number = f.state.folds[phase]
+                out.add(step(p, number, f"{n}_b_{number.name}[i]", known[n]))
             if phase == 0:
-                kept = zip(sweep.keeps, values[len(names) :], strict=True)
+                kept = zip(sweep.keeps, values[len(sweep.folds) :], strict=True)
                 out.add(*[f"{p.place(k.var)} = {value};" for k, value in kept])
             out.close(2)
+
+    def begin(self, n: str, fold: Fold, phase: int) -> dict[Expr, str]:
+        """Arrays for the numbers of a block, and for what is the same for all its elements."""
+        p, number = self.places, fold.state.folds[phase]
+        names = spelled(fold, f"{n}_b", "[i]", f"{n}_e")
+        each = f"{n}_b_{number.name}[i] = {START[number.op]};"
+        self.out.add(f"real {n}_b_{number.name}[{LANES}];", *simd(), each, "}")
+        parts = {e: f"{n}_{number.name}_{j}[i]" for j, e in enumerate(still(number))}
+        texts = [f"{part} = {p.text(e, p.spelling, names, '')};" for e, part in parts.items()]
+        self.out.add(*arrays(texts))
+        return names | parts
 
     def finish(self, sweep: Sweep) -> None:
         """Store the statistics, one per lane."""

@@ -104,9 +104,9 @@ class Places:
             return None  # a user's tensor: which of the two is inside depends on channel_dim
         return members(v.axes)[-1] if v.axes else None
 
-    def text(self, expr: Expr, spelling: Spelling, known: Mapping[Var, str], prefix: str) -> str:
+    def text(self, expr: Expr, spelling: Spelling, known: Mapping[Expr, str], prefix: str) -> str:
         """An expression over a state's numbers, each variable spelled with a prefix."""
-        names = {id(v): text for v, text in known.items()}
+        names = {id(e): text for e, text in known.items()}
         (body,) = expand([expr], spelling)
         for v in variables([body]):
             names.setdefault(id(v), prefix + v.name)

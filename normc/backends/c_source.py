@@ -12,7 +12,7 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from normc.backends.c_folds import START, finish, merge, step
+from normc.backends.c_folds import START, again, finish, merge, spelled, step
 from normc.backends.c_lanes import LaneSweeps, contiguous, lanes_of, width
 from normc.backends.c_place import Places
 from normc.backends.c_spelling import HALF, WIDE, declarations
@@ -221,26 +221,26 @@ class _Printer:
         self, sweep: Sweep, names: list[str], values: list[str], inner: list[str], i: str
     ) -> None:
         """Fold one block: the n-th folds of all states share the n-th loop over it."""
-        depth = max(len(f.state.folds) for f in sweep.folds)
-        staged = [n for n, f in zip(names, sweep.folds, strict=True) if len(f.state.folds) > 1]
-        self.out.add(*[f"real {n}_stage[{_BLOCK}];" for n in staged])
-        for phase in range(depth):
-            active = [(n, f.state, v)
-                      for n, f, v in zip(names, sweep.folds, values, strict=True)
+        saved = {n: again(self.places, n, f, f"{i} - from")
+                 for n, f in zip(names, sweep.folds, strict=True)}  # fmt: skip
+        self.out.add(*[f"real {n}_stage[{_BLOCK}];" for n in names if saved[n][1]])
+        for phase in range(max(len(f.state.folds) for f in sweep.folds)):
+            active = [(n, f, v) for n, f, v in zip(names, sweep.folds, values, strict=True)
                       if phase < len(f.state.folds)]  # fmt: skip
-            folds = [(f"{n}_b_{s.folds[phase].name}", s.folds[phase].op) for n, s, _ in active]
-            self.out.add(*[f"real {total} = {START[op]};" for total, op in folds])
-            if all(op == "sum" for _, op in folds):
-                sums = ", ".join(total for total, _ in folds)
-                self.out.add(f"#pragma omp simd reduction(+:{sums})")
+            numbers = [(n, f.state.folds[phase]) for n, f, _ in active]
+            totals = [f"{n}_b_{number.name}" for n, number in numbers]
+            self.out.add(*[f"real {total} = {START[number.op]};"
+                           for total, (_, number) in zip(totals, numbers, strict=True)])  # fmt: skip
+            if all(number.op == "sum" for _, number in numbers):
+                self.out.add(f"#pragma omp simd reduction(+:{', '.join(totals)})")
             self.out.add(f"for (i64 {i} = from; {i} < to; {i}++) {{", *(inner if not phase else []))
-            for n, state, value in active:
-                stage = f"{n}_stage[{i} - from]"
+            for total, (n, fold, value) in zip(totals, active, strict=True):
+                stage, stored = saved[n]
                 self.out.add(f"const real {n}_e = {stage if phase else value};")
-                if not phase and n in staged:
+                if not phase and stored:
                     self.out.add(f"{stage} = {n}_e;")
-                known = {g.name: f"{n}_b_{g.name}" for g in state.folds[: phase + 1]}
-                self.out.add(step(self.places, n, state.folds[phase], f"{n}_e", known))
+                known = spelled(fold, f"{n}_b", "", f"{n}_e")
+                self.out.add(step(self.places, fold.state.folds[phase], total, known))
             self.out.close()
 
 
