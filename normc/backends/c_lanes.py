@@ -18,24 +18,19 @@ from normc.backends.emit import Block
 from normc.language.axes import CHANNEL, FULL, NONE, Axis
 from normc.language.expr import Expr
 from normc.language.geometry import Geometry
-from normc.schedule.plan import Fold, Kernel, Sweep
+from normc.schedule.plan import Fold, Kernel, Sweep, innermost
 
 LANES = 1024
 """The most lanes side by side: the room of an array."""
 
 _BLOCK = 8192  # elements folded before a merge, so that a state can look at them twice
 _SLICE = 2**20  # elements of a slice that stay in the cache between two sweeps
-_LEAST = 64  # lanes: a few lines of memory
-
-
-def contiguous(order: tuple[Axis, ...]) -> Axis:
-    """The axes that lie next to each other in memory."""
-    return CHANNEL if order[-1] & CHANNEL else order[-1]
+_LEAST = 128  # lanes: a few lines of memory
 
 
 def lanes_of(kernel: Kernel, order: tuple[Axis, ...]) -> Axis:
     """The axes over which the instances of a kernel are run side by side, if any."""
-    lanes = contiguous(order)
+    lanes = innermost(order)
     outermost = Axis.G if lanes == CHANNEL else lanes
     return lanes if kernel.grid & outermost else NONE
 

@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from normc.backends.c_folds import START, again, finish, merge, spelled, step
-from normc.backends.c_lanes import LaneSweeps, contiguous, lanes_of, width
+from normc.backends.c_lanes import LaneSweeps, lanes_of, width
 from normc.backends.c_place import Places
 from normc.backends.c_spelling import HALF, WIDE, declarations
 from normc.backends.c_text import Lines, count, describe, index, instances, loop, threads
@@ -24,7 +24,7 @@ from normc.language.expr import Var, var
 from normc.language.geometry import Geometry
 from normc.language.reductions import REDUCTIONS
 from normc.program.program import Output, Stat
-from normc.schedule.plan import Kernel, Sweep
+from normc.schedule.plan import Kernel, Sweep, innermost
 
 PARTS = 64
 """Into how many parts a grid is cut that sums are carried over, however many threads there are."""
@@ -78,7 +78,7 @@ class _Printer:
 
     def sweep(self, grid: list[Axis], sweep: Sweep, lanes: Axis) -> None:
         """One sweep: side by side where its rows lie along memory, else row by row."""
-        side = contiguous(self.job.plan.order)
+        side = innermost(self.job.plan.order)
         if not lanes and sweep.folds and not side & ~sweep.rows:
             self.out.add(f"const i64 first = 0, width = {count(side)}, last = width;")
             lanes = side
@@ -229,8 +229,8 @@ class _Printer:
                       if phase < len(f.state.folds)]  # fmt: skip
             numbers = [(n, f.state.folds[phase]) for n, f, _ in active]
             totals = [f"{n}_b_{number.name}" for n, number in numbers]
-            self.out.add(*[f"real {total} = {START[number.op]};"
-                           for total, (_, number) in zip(totals, numbers, strict=True)])  # fmt: skip
+            for total, (_, number) in zip(totals, numbers, strict=True):
+                self.out.add(f"real {total} = {START[number.op]};")
             if all(number.op == "sum" for _, number in numbers):
                 self.out.add(f"#pragma omp simd reduction(+:{', '.join(totals)})")
             self.out.add(f"for (i64 {i} = from; {i} < to; {i}++) {{", *(inner if not phase else []))

@@ -13,10 +13,14 @@ from normc.language.axes import FULL, Axis, members
 from normc.language.expr import Expr
 from normc.language.reductions import REDUCTIONS
 from normc.program.program import Program, Stat, tensors, verify
+from normc.schedule.plan import innermost
 
 
-def from_finer(program: Program) -> Program:
-    """The program in which a statistic over more axes reads those over fewer of the same level."""
+def from_finer(program: Program, order: tuple[Axis, ...], essential: set[str]) -> Program:
+    """The program in which a statistic over more axes reads those over fewer of the same level.
+
+    An ``essential`` one that would leave no grid outside the contiguous axes is split by samples.
+    """
     levels = _levels(program)
     splits = _Splits(program)
     for stat in program.stats:
@@ -28,6 +32,12 @@ def from_finer(program: Program) -> Program:
             and s.over & stat.over == s.over
             and levels[s.name] == levels[stat.name]
         ]
+        inside = stat.over & ~Axis.N
+        alone = (
+            stat.name in essential and stat.arg.axes == FULL and not stat.kept & ~innermost(order)
+        )
+        if alone and inside and stat.over & Axis.N:
+            finer.append(inside)
         splits.add(stat, finer)
     return verify(replace(program, stats=tuple(splits.stats)))
 

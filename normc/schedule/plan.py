@@ -15,11 +15,16 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from normc.language.axes import Axis, show
+from normc.language.axes import CHANNEL, Axis, show
 from normc.language.expr import Expr, Var
 from normc.language.reductions import State
 from normc.language.show import show_expr
 from normc.program.program import Output, Program, Stat, tensors
+
+
+def innermost(order: tuple[Axis, ...]) -> Axis:
+    """The axes that are contiguous in memory; the two of a channel are one."""
+    return CHANNEL if order[-1] & CHANNEL else order[-1]
 
 
 @dataclass(frozen=True)

@@ -10,6 +10,8 @@
    instance where the backend can: the rows of a row norm add to parameter gradients while they are
    in the cache.
 3. Outputs are written in the stage of the last statistic they read.
+   Where nothing but the axes contiguous in memory would be left as a grid, or nothing at all, a
+   statistic is taken per sample first, so that samples run in parallel and memory in rows.
 4. In a stage, statistics of one level over the same rows and columns share a sweep. A statistic
    over more axes than another is made from one like that (`normc.schedule.finer`), and what is
    dear is computed in one sweep only (`normc.schedule.keep`).
@@ -20,13 +22,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 
-from normc.language.axes import CHANNEL, FULL, NONE, ORDER, Axis
+from normc.language.axes import FULL, NONE, ORDER, Axis
 from normc.language.expr import Expr
 from normc.language.reductions import REDUCTIONS
 from normc.program.program import Output, Program, Stat, tensors, verify
 from normc.schedule.finer import from_finer
 from normc.schedule.keep import keep
-from normc.schedule.plan import PLAIN, Able, Fold, Kernel, Plan, Sweep
+from normc.schedule.plan import PLAIN, Able, Fold, Kernel, Plan, Sweep, innermost
 
 CHANNELS_FIRST = ORDER
 CHANNELS_LAST = (Axis.N, Axis.S, Axis.G, Axis.K)
@@ -46,7 +48,7 @@ def schedule(
     program: Program, order: tuple[Axis, ...] = CHANNELS_FIRST, able: Able = PLAIN
 ) -> Plan:
     """Plan the kernels of a program for tensors whose axes lie in memory in ``order``."""
-    program = _partial_sums(from_finer(program), order)
+    program = _partial_sums(from_finer(program, order, _essential(program)), order)
     stages = _stages(program, order, able.carry)
     kernels = [_kernel(f"k{i}", stage, order) for i, stage in enumerate(stages)]
     return Plan(program, tuple(keep(k) if able.keep else k for k in kernels), order)
@@ -55,11 +57,6 @@ def schedule(
 def pointwise_grid(order: tuple[Axis, ...]) -> Axis:
     """The grid where no statistic asks for one: all but the innermost axis (channels are one)."""
     return FULL & ~innermost(order)
-
-
-def innermost(order: tuple[Axis, ...]) -> Axis:
-    """The axes that are contiguous in memory."""
-    return CHANNEL if order[-1] & CHANNEL else order[-1]
 
 
 def _essential(program: Program) -> set[str]:
@@ -71,32 +68,40 @@ def _essential(program: Program) -> set[str]:
     return {s.name for s in program.stats} & needed
 
 
-def _main_stages(program: Program) -> list[Stage]:
-    """Stages of the essential statistics, in order."""
+def _main_stages(program: Program, order: tuple[Axis, ...]) -> list[Stage]:
+    """Stages of the essential statistics, in order; the last one writes the full-size outputs."""
     essential = _essential(program)
     stages: list[Stage] = []
+    home: dict[str, int] = {}
     for stat in program.stats:
         if stat.name not in essential:
             continue
+        ready = max((home[v.name] for v in tensors([stat.arg]) if v.name in home), default=0)
+        early = [i for i, s in enumerate(stages[ready:], ready) if s.grid == stat.kept]
+        if early:
+            stages[early[0]].stats.append(stat)
+            home[stat.name] = early[0]
+            continue
         last = stages[-1] if stages else None
         grid = last.grid & stat.kept if last else NONE
-        if last and grid and grid in (last.grid, stat.kept):
+        whole = grid & ~innermost(order) or (last and grid == last.grid)
+        if last and grid and grid in (last.grid, stat.kept) and whole:
             last.grid = grid
             last.stats.append(stat)
         else:
             stages.append(Stage(stat.kept, [stat]))
+        home[stat.name] = len(stages) - 1
+    full = any(o.axes == FULL for o in program.outputs)
+    if full and not (stages and stages[-1].grid & ~innermost(order)):
+        kept = stages[-1].grid if stages else NONE
+        stages.append(Stage(Axis.N | kept if kept else pointwise_grid(order)))
     return stages
-
-
-def _main_grid(program: Program, order: tuple[Axis, ...]) -> Axis:
-    """The grid in which full-size outputs are written."""
-    stages = _main_stages(program)
-    return (stages[-1].grid if stages else NONE) or pointwise_grid(order)
 
 
 def _partial_sums(program: Program, order: tuple[Axis, ...]) -> Program:
     """Split sums which no full-size output needs at the main grid: a partial sum and a finish."""
-    grid = _main_grid(program, order)
+    stages = _main_stages(program, order)
+    grid = stages[-1].grid if stages else pointwise_grid(order)
     essential = _essential(program)
     stats: list[Stat] = []
     known = {(s.op, s.over, s.arg): s for s in reversed(program.stats)}
@@ -115,9 +120,7 @@ def _partial_sums(program: Program, order: tuple[Axis, ...]) -> Program:
 
 def _stages(program: Program, order: tuple[Axis, ...], carry: bool) -> list[Stage]:
     """All stages: essential statistics, then the others and the outputs placed among them."""
-    stages = _main_stages(program)
-    if any(o.axes == FULL for o in program.outputs) and (not stages or not stages[-1].grid):
-        stages.append(Stage(pointwise_grid(order)))
+    stages = _main_stages(program, order)
     main = len(stages) - 1
     home = {s.name: i for i, stage in enumerate(stages) for s in stage.stats}
     for stat in program.stats:

@@ -6,6 +6,7 @@ from hypothesis import strategies as st
 
 import normc
 from normc.language.axes import FULL, NONE, Axis
+from normc.language.show import show_expr
 from normc.pipeline import programs
 from normc.schedule.plan import Able
 from normc.schedule.schedule import CHANNELS_FIRST, CHANNELS_LAST, schedule
@@ -100,9 +101,33 @@ def test_parameter_gradients_ride_in_the_main_kernel_as_partial_sums():
     assert "x" in {v.name for v in main.reads} and "x" not in {v.name for v in finish.reads}
 
 
-def test_a_statistic_over_everything_leaves_the_apply_pass_parallel():
+def test_a_statistic_over_everything_leaves_every_pass_over_x_parallel():
     plan = schedule(both("x/all_rms(x)")[0])
-    assert [k.grid for k in plan.kernels] == [NONE, FULL & ~Axis.S]
+    assert [k.grid for k in plan.kernels] == [Axis.N, NONE, FULL & ~Axis.S]
+
+
+def test_channels_last_batch_statistics_are_taken_per_sample_in_rows_of_channels():
+    forward, backward = both(normc.zoo["batch_norm"].text)
+    rows = Axis.N | Axis.G | Axis.K
+    for program in (forward, backward):
+        plan = schedule(program, CHANNELS_LAST)
+        assert [k.grid for k in plan.kernels] == [rows, Axis.G | Axis.K, rows]
+
+
+def test_coarse_statistics_come_from_finer_ones():
+    forward, backward = both(normc.zoo["evonorm_b0"].text)
+    for program in (forward, backward):
+        sweeps = [s for k in schedule(program).kernels for s in k.sweeps]
+        assert sum(any(v.axes == FULL for v in s.reads) for s in sweeps) == 2
+
+
+def test_a_dear_value_is_computed_in_one_sweep_only():
+    backward = both(normc.zoo["evonorm_s0"].text)[1]
+    plain, kept = (schedule(backward, able=a) for a in (Able(), Able(keep=True)))
+    assert [plan.show().count("sigmoid") > 0 for plan in (plain, kept)] == [True, True]
+    last = next(s for s in kept.kernels[0].sweeps if s.writes)
+    assert "sigmoid" not in "".join(show_expr(e) for e in last.exprs)
+    assert {k.name for k in kept.keeps} == {"kept0"} and not plain.keeps
 
 
 @pytest.mark.parametrize("order", ORDERS.values(), ids=ORDERS)
