@@ -32,6 +32,18 @@ class BackendError(NormcError):
     """A backend cannot be used here, or refused the code it was given."""
 
 
+class CompileError(NormcError):
+    """A formula among many that failed: ``formula`` is its text, ``__cause__`` what went wrong."""
+
+    def __init__(self, formula: str, message: str) -> None:
+        self.formula = formula
+        self.message = message
+        super().__init__(formula, message)
+
+    def __str__(self) -> str:
+        return f"`{self.formula}`: {self.message}"
+
+
 class CacheError(NormcError):
     """The cache folder is not safe to use."""
 

@@ -6,14 +6,14 @@ parse . check . flatten . (track | freeze) . tidy . vjp . tidy . save . schedule
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import Literal
 
 from normc import config
 from normc.backends import contract
-from normc.backends.contract import Job, Run, Source
+from normc.backends.contract import Backend, Job, Run, Source
 from normc.language.axes import Axis
 from normc.language.definition import Definition
 from normc.program.flatten import flatten_definition
@@ -33,9 +33,11 @@ class Programs:
 
     forward: Program
     backward: Program | None
-    saved: tuple[str, ...]
+    saved: tuple[str, ...]  # statistics that forward hands to backward
     results: tuple[str, ...]
     running: tuple[Running, ...]
+    gradients: Mapping[str, str] = field(default_factory=dict[str, str])
+    """For the gradient of each input, ``d_x``, the output of backward that holds it."""
 
 
 @dataclass(frozen=True)
@@ -46,6 +48,16 @@ class Target:
     dtype: str
     order: tuple[Axis, ...] = CHANNELS_FIRST
     unit: bool = True
+
+
+@dataclass(frozen=True)
+class Rendered:
+    """The sources of one formula, not compiled yet."""
+
+    backend: Backend
+    programs: Programs
+    jobs: Sequence[Job]
+    sources: Sequence[Source]
 
 
 @dataclass(frozen=True)
@@ -72,8 +84,8 @@ def programs(definition: Definition, wrt: tuple[str, ...], mode: Mode = "batch")
         return Programs(tidy(flat), None, (), results, rows)
     from normc.program.derive import pair  # brings sympy, which takes 0.3 s to import
 
-    forward, backward, saved = pair(flat, wanted, results)
-    return Programs(forward, backward, saved, results, rows)
+    both = pair(flat, wanted, results)
+    return Programs(both.forward, both.backward, both.saved, results, rows, both.gradients)
 
 
 def jobs(
@@ -92,6 +104,32 @@ def jobs(
     return made
 
 
+def render(
+    definition: Definition,
+    label: str,
+    text: str,
+    wrt: tuple[str, ...],
+    mode: Mode,
+    target: Target,
+) -> Rendered:
+    """Everything up to the sources."""
+    found = programs(definition, wrt, mode)
+    config.debug(3, found.forward.show)
+    backend = contract.find(target.backend)
+    made = jobs(definition, label, text, found, target)
+    for job in made:
+        config.debug(5, job.plan.show)
+    printed = [backend.render(job) for job in made]
+    config.debug(4, lambda: backend.unit(made, printed))
+    return Rendered(backend, found, made, printed)
+
+
+def load(rendered: Rendered) -> Built:
+    """Compile and load what has been rendered, unless the cache has it."""
+    runs = rendered.backend.load(rendered.jobs, rendered.sources)
+    return Built(rendered.programs, runs[0], runs[1] if len(runs) > 1 else None)
+
+
 def build(
     definition: Definition,
     label: str,
@@ -102,17 +140,9 @@ def build(
 ) -> Built:
     """Everything: text's definition in, loaded kernels out."""
     began = time.perf_counter()
-    found = programs(definition, wrt, mode)
-    config.debug(3, found.forward.show)
-    backend = contract.find(target.backend)
-    made = jobs(definition, label, text, found, target)
-    for job in made:
-        config.debug(5, job.plan.show)
-    printed = [backend.render(job) for job in made]
-    config.debug(4, lambda: backend.unit(made, printed))
-    runs = backend.load(made, printed)
+    built = load(render(definition, label, text, wrt, mode, target))
     config.debug(1, f"{label}: {target.backend} ready in {time.perf_counter() - began:.3f} s")
-    return Built(found, runs[0], runs[1] if len(runs) > 1 else None)
+    return built
 
 
 def sources(
@@ -129,9 +159,12 @@ __all__ = [
     "Built",
     "Mode",
     "Programs",
+    "Rendered",
     "Target",
     "build",
     "jobs",
+    "load",
     "programs",
+    "render",
     "sources",
 ]

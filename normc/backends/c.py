@@ -18,7 +18,7 @@ from torch import Tensor
 from normc.backends import c_compiler, c_unit
 from normc.backends.c_source import arguments, copies, render, sizes, stored
 from normc.backends.c_spelling import TYPES
-from normc.backends.contract import Job, Run, Source
+from normc.backends.contract import Bound, Job, Run, Source
 from normc.backends.memory import Strides, dense_strides, empty, full_input, strides_of, walkable
 from normc.language.axes import FULL, Axis
 from normc.language.expr import Var
@@ -73,15 +73,13 @@ def _last_cache() -> int:
 
 @dataclass(frozen=True)
 class _Frame:
-    """What calls with tensors of the same shapes, strides and dtypes share."""
+    """What calls with tensors of the same kind and as many threads share."""
 
     steps: Any  # ctypes array of strides, four per tensor
     sizes: Any  # ctypes array of N, G, K, S and the lanes of each kernel
-    direct: bool  # the inputs are read where they lie: none is converted or copied
-    saved: tuple[tuple[int, ...], ...]  # shapes of the statistics that are handed out
-    room: int  # elements of all that is not
+    outs: tuple[tuple[str, tuple[int, ...], tuple[int, ...], torch.dtype], ...]  # shapes, strides
+    room: int  # elements of all that is not handed out
     offsets: tuple[int, ...]  # where each of those begins, in bytes
-    threads: int
     stream: bool  # too large for the cache to keep what is stored
 
 
@@ -89,71 +87,77 @@ _LINE = 64  # bytes; what threads store starts on a line of its own
 
 
 class _Runner:
-    """Calls a loaded function: allocates what it stores and passes pointers, nothing else."""
+    """A loaded function: `bind` finds out once what all calls of a kind share."""
 
     def __init__(self, job: Job, function: Any) -> None:
-        program = job.plan.program
         self.job = job
         self.function = function
         self.store = getattr(torch, job.dtype)
         self.real = getattr(torch, job.wide)
-        self.inputs = program.inputs
-        self.outputs = [(o.name, o.axes, self._dtype(o.axes)) for o in program.outputs]
+        self.inputs = job.plan.program.inputs
         self.pointers = ctypes.c_void_p * len(arguments(job))
-        self.saved = [s.name for s in program.stats if s.name in job.plan.saved]
-        self.frames: dict[Any, _Frame] = {}
 
     def __call__(
         self, geometry: Geometry, tensors: Mapping[str, Any], eps: float
     ) -> dict[str, Any]:
-        given: list[Tensor] = [tensors[i.name] for i in self.inputs]
-        key = (geometry, torch.get_num_threads(), *[(t.stride(), t.dtype) for t in given])
-        frame = self.frames.get(key)
-        if frame is None:
-            frame = self.frames[key] = self._frame(geometry, tensors)
-        if not frame.direct:
-            given = self._converted(geometry, given)
-        x = full_input(self.job.plan.program, tensors)
-        outs = {name: empty(axes, geometry, x, dtype) for name, axes, dtype in self.outputs}
-        for name, shape in zip(self.saved, frame.saved, strict=True):
-            outs[name] = torch.empty(shape, dtype=self.real)
-        room = torch.empty(frame.room, dtype=self.real)
-        base = room.data_ptr()
-        every = [t.data_ptr() for t in (*given, *outs.values())]
-        every += [base + offset for offset in frame.offsets]
-        self.function(
-            self.pointers(*every), frame.steps, frame.sizes, eps, frame.threads, frame.stream
-        )
-        return outs
+        return self.bind(geometry, tensors)(tensors, eps)
 
-    def _frame(self, geometry: Geometry, tensors: Mapping[str, Tensor]) -> _Frame:
+    def bind(self, geometry: Geometry, tensors: Mapping[str, Any]) -> Bound:
         given: list[Tensor] = [tensors[i.name] for i in self.inputs]
-        used = self._converted(geometry, given)
+        direct = all(a is b for a, b in zip(given, self._converted(geometry, given), strict=True))
+        names = [i.name for i in self.inputs]
+        small = full_input(self.job.plan.program, tensors).numel() < _GRAIN
+        frames: dict[int, _Frame] = {}
+        function, pointers, real = self.function, self.pointers, self.real
+
+        def run(tensors: Mapping[str, Any], eps: float) -> dict[str, Any]:
+            threads = 1 if small else torch.get_num_threads()
+            frame = frames.get(threads)
+            if frame is None:
+                frame = frames[threads] = self._frame(geometry, tensors, threads)
+            given: list[Tensor] = [tensors[name] for name in names]
+            if not direct:
+                given = self._converted(geometry, given)
+            outs = {
+                name: torch.empty_strided(shape, stride, dtype=dtype)
+                for name, shape, stride, dtype in frame.outs
+            }
+            every = [t.data_ptr() for t in given]
+            every += [t.data_ptr() for t in outs.values()]
+            if frame.room:
+                room = torch.empty(frame.room, dtype=real)
+                base = room.data_ptr()
+                every += [base + offset for offset in frame.offsets]
+            function(pointers(*every), frame.steps, frame.sizes, eps, threads, frame.stream)
+            return outs
+
+        return run
+
+    def _frame(self, geometry: Geometry, tensors: Mapping[str, Tensor], threads: int) -> _Frame:
+        used = self._converted(geometry, [tensors[i.name] for i in self.inputs])
         x = full_input(self.job.plan.program, tensors)
         steps: list[int] = []
         for i, tensor in zip(self.inputs, used, strict=True):
             steps += self._strides(i, tensor, geometry)
+        made: dict[str, Tensor] = {}
         for o in self.job.plan.program.outputs:
-            steps += self._strides(o.var, empty(o.axes, geometry, x, self.store), geometry)
-        threads = torch.get_num_threads() if x.numel() >= _GRAIN else 1
-        saved, ends = [], [0]
+            made[o.name] = empty(o.axes, geometry, x, self._dtype(o.axes))
+            steps += self._strides(o.var, made[o.name], geometry)
+        ends = [0]
         for s in stored(self.job):
             steps += dense_strides(s.var.axes, geometry)
             if s.times == "saved":
-                saved.append(geometry.sizes(s.var.axes))
+                made[s.var.name] = torch.empty(geometry.sizes(s.var.axes), dtype=self.real)
             else:
                 count = copies(self.job, s, geometry, threads)
-                lines = -(-count * self.real.itemsize // _LINE)
-                ends.append(ends[-1] + lines * _LINE)
+                ends.append(ends[-1] + -(-count * self.real.itemsize // _LINE) * _LINE)
         lanes = sizes(self.job, geometry, threads)
         return _Frame(
             (ctypes.c_int64 * len(steps))(*steps),
             (ctypes.c_int64 * len(lanes))(*lanes),
-            all(a is b for a, b in zip(given, used, strict=True)),
-            tuple(saved),
+            tuple((name, tuple(t.shape), t.stride(), t.dtype) for name, t in made.items()),
             ends[-1] // self.real.itemsize,
             tuple(ends[:-1]),
-            threads,
             2 * x.numel() * x.element_size() > _last_cache(),
         )
 

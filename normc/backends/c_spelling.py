@@ -68,7 +68,7 @@ typedef float line __attribute__((vector_size(32), aligned(1), may_alias));
 #endif"""
 
 _PUT = """\
-static inline void put_({store} *restrict to, const real *restrict {from}, i64 n, int stream) {{
+static inline void put_({store} *restrict to, const real *restrict {wide}, i64 n, int stream) {{
   i64 i = 0;{narrow}
 #ifdef STREAM  /* past the cache: lines that are written whole need not be read first */
   const i64 step = sizeof(line)/sizeof({store});
@@ -147,8 +147,7 @@ def declarations(code: str, dtype: str) -> str:
     helpers = [text for name, text in _HELPERS.items() if re.search(rf"\b{name}\(", code)]
     if re.search(r"\bput_\(", code):
         words = ("store", "wide_from", _NARROW) if half else ("real", "from", "")
-        names = dict(zip(("store", "from", "narrow"), words, strict=True))
-        helpers += [_LINE, _PUT.format_map(names)]
+        helpers += [_LINE, _PUT.format(store=words[0], wide=words[1], narrow=words[2])]
     conversions = [_HALVES[dtype]] if half else []
     own = "\n".join([code, *conversions])
     types = _PRELUDE.format(real=TYPES[dtype]) + "typedef unsigned short store;\n" * half

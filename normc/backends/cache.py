@@ -32,6 +32,7 @@ from normc.errors import CacheError
 _FORMAT = "normc-cache-1"  # part of every key: a new layout never meets an old entry
 _MANIFEST = "manifest.json"
 _LOCKS = "locks"
+_SCRATCH = "scratch"
 _ABANDONED = 3600.0  # seconds after which the temporary folder of a killed writer is swept away
 _REFUSED = {
     *(errno.EACCES, errno.EPERM, errno.EROFS),  # forbidden
@@ -111,6 +112,19 @@ def get_or_build(key: str, build: Callable[[Path], None]) -> Path:
                 _sweep(folder)
                 _install(folder, build)
     return folder
+
+
+@contextmanager
+def scratch() -> Generator[Path, None, None]:
+    """A folder for what becomes part of several entries; it is removed in the end."""
+    root = directory()
+    with _named(root):
+        _sweep(root / _SCRATCH)
+        made = Path(tempfile.mkdtemp(prefix=_temporary(root / _SCRATCH), dir=root))
+        try:
+            yield made
+        finally:
+            shutil.rmtree(made, ignore_errors=True)
 
 
 def _install(folder: Path, build: Callable[[Path], None]) -> None:

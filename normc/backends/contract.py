@@ -9,7 +9,7 @@ statistics come back over their kept axes.
 from __future__ import annotations
 
 import importlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -18,7 +18,7 @@ from normc.language.geometry import Geometry
 from normc.schedule.cost import moved
 from normc.schedule.plan import Able, Plan
 
-BACKENDS = ("c", "triton", "torch")
+BACKENDS = ("c", "triton", "tape", "torch")
 
 
 @dataclass(frozen=True)
@@ -66,8 +66,16 @@ class Source:
     dtype: str = "float32"  # the storage type of its job
 
 
+Bound = Callable[[Mapping[str, Any], float], dict[str, Any]]
+"""A job for tensors of one kind: from the tensors by name and eps, its outputs by name."""
+
+
 class Run(Protocol):
     """A loaded job."""
+
+    def bind(self, geometry: Geometry, tensors: Mapping[str, Any]) -> Bound:
+        """The job for all tensors with the shapes, strides and dtypes of these."""
+        ...
 
     def __call__(
         self, geometry: Geometry, tensors: Mapping[str, Any], eps: float

@@ -16,7 +16,7 @@ import subprocess
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import lru_cache, partial
 from math import prod
 from pathlib import Path
 from typing import Any
@@ -26,7 +26,7 @@ from torch import Tensor
 
 from normc import config
 from normc.backends import cache
-from normc.backends.contract import Job, Run, Source, joined
+from normc.backends.contract import Bound, Job, Run, Source, joined
 from normc.backends.memory import Strides, full_input, strides_of, unview, view, walkable
 from normc.backends.tiles import source
 from normc.backends.tiling import PARTS, Config, choose, sum_name
@@ -204,6 +204,9 @@ class _Runner:
         self.written = [o.name for o in outputs if o.axes == FULL]
         self.reduced = [(o.name, o.axes) for o in outputs if o.axes != FULL]
         self.ready = lru_cache(maxsize=256)(self._ready)
+
+    def bind(self, geometry: Geometry, tensors: Mapping[str, Any]) -> Bound:
+        return partial(self, geometry)
 
     def __call__(
         self, geometry: Geometry, tensors: Mapping[str, Any], eps: float

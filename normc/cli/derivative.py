@@ -30,13 +30,17 @@ def derivatives(definition: Definition) -> dict[str, Definition]:
     values: dict[Var, Expr] = {}
     for program in (found.forward, found.backward):
         _resolve(program, values)
+        if program is found.forward:  # backward may read a result
+            outs = substitute([o.expr for o in program.outputs], values)
+            values |= {o.var: e for o, e in zip(program.outputs, outs, strict=True)}
     cotangents = [i for i in found.backward.inputs if i.name.startswith(COTANGENT)]
     inputs = (*(Input(v.name, v.axes) for v in cotangents), *definition.inputs)
     gradients: dict[str, Definition] = {}
-    for out in found.backward.outputs:
-        (expr,) = substitute([out.expr], values)
+    outputs = {o.name: o.expr for o in found.backward.outputs}
+    for name, out in found.gradients.items():
+        (expr,) = substitute([outputs[out]], values)
         used = {v.name for v in variables([expr])}
-        gradients[out.name] = Definition(
+        gradients[name] = Definition(
             tuple(share([expr])),
             tuple(p for p in definition.params if p.name in used),
             tuple(i for i in inputs if i.name in used),

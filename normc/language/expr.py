@@ -150,13 +150,9 @@ def reduce(op: str, over: Axis, arg: Expr) -> Reduce:
 
 def children(expr: Expr) -> tuple[Expr, ...]:
     """The direct operands of a node."""
-    match expr:
-        case Call(_, args):
-            return args
-        case Reduce(_, _, arg):
-            return (arg,)
-        case _:
-            return ()
+    if isinstance(expr, Call):  # `match` is three times slower, and every pass comes through here
+        return expr.args
+    return (expr.arg,) if isinstance(expr, Reduce) else ()
 
 
 def with_children(expr: Expr, args: tuple[Expr, ...]) -> Expr:
@@ -174,15 +170,19 @@ def postorder(roots: Iterable[Expr]) -> list[Expr]:
     """Every distinct node below ``roots``, operands before their users, in a stable order."""
     seen: set[int] = set()
     order: list[Expr] = []
-    stack: list[tuple[Expr, bool]] = [(root, False) for root in reversed(list(roots))]
+    stack: list[Any] = list(roots)[::-1]  # nodes to visit, and (node,) once its operands are done
     while stack:
-        node, ready = stack.pop()
-        if ready:
-            order.append(node)
+        node = stack.pop()
+        if type(node) is tuple:
+            order.append(node[0])
         elif id(node) not in seen:
             seen.add(id(node))
-            stack.append((node, True))
-            stack.extend((child, False) for child in reversed(children(node)))
+            below = children(node)
+            if below:
+                stack.append((node,))
+                stack += below[::-1]
+            else:
+                order.append(node)
     return order
 
 
@@ -191,8 +191,9 @@ def rewrite(roots: Iterable[Expr], rule: Callable[[Expr], Expr]) -> list[Expr]:
     targets = list(roots)
     done: dict[int, Expr] = {}
     for node in postorder(targets):
-        args = tuple(done[id(child)] for child in children(node))
-        done[id(node)] = rule(with_children(node, args) if args else node)
+        below = children(node)
+        args = tuple([done[id(child)] for child in below])
+        done[id(node)] = rule(node if args == below else with_children(node, args))
     return [done[id(root)] for root in targets]
 
 

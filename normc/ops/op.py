@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
 
@@ -13,14 +12,15 @@ from torch.autograd import forward_ad
 
 from normc import config
 from normc.backends import contract
-from normc.errors import NormcError, ShapeError
+from normc.errors import ShapeError
 from normc.formula import Formula, parse
 from normc.language.axes import CHANNEL, FULL, Axis
 from normc.language.expr import Reduce, postorder
 from normc.language.geometry import Geometry, Groups, check
+from normc.ops.autograd import Autograd, Call
 from normc.ops.explain import explain
 from normc.ops.target import target_of
-from normc.pipeline import COTANGENT, Built, Mode, Target, build, sources
+from normc.pipeline import Built, Mode, Target, build, sources
 
 Result = Tensor | tuple[Tensor, ...]
 
@@ -38,7 +38,8 @@ class Op:
         if backend != "auto":
             contract.find(backend)
         self._splits = _splits_channels(formula)
-        self._calls: dict[Any, _Call] = {}
+        self._calls: dict[Any, Call] = {}
+        self._ready: dict[tuple[Mode, Target], tuple[Built, bool]] = {}
 
     def __repr__(self) -> str:
         chosen = "" if self.backend == "auto" else f", backend={self.backend!r}"
@@ -76,8 +77,9 @@ class Op:
         """The results and, in mode "track", the batch's own value of each running statistic."""
         given = {"x": x, **tensors}
         backend = config.backend() if self.backend == "auto" else self.backend
-        how = (backend, groups, channel_dim, mode, torch.is_grad_enabled())
-        key = (*how, *map(_kind, given.items()))
+        how = (backend, groups, channel_dim, mode, torch.is_grad_enabled(), *given)
+        every = [*given.values(), *buffers.values()] if buffers else given.values()
+        key = (*how, *[(t.shape, t.stride(), t.dtype, t.device, t.requires_grad) for t in every])
         call = self._calls.get(key)
         if call is None:
             call = self._call(given, groups, channel_dim, mode)
@@ -85,20 +87,20 @@ class Op:
                 self._calls.clear()
             self._calls[key] = call
         frozen = {name: t.detach() for name, t in buffers.items()} if buffers else {}
-        found = call.built.programs
-        if found.backward is None and not call.gradient and not _transformed():
-            done = call.built.forward(call.geometry, given | frozen, eps)
-            outs = tuple(done[name] for name in call.names)
+        if call.gradient or _transformed():
+            outs = Autograd.apply(call, eps, frozen, *given.values())
         else:
-            outs = _Autograd.apply(call, eps, tuple(given), frozen, *given.values())
+            done = call.forward(given | frozen if frozen else given, eps)
+            outs = tuple([done[name] for name in call.names])
         if mode != "track":
             return outs, {}
+        found = call.built.programs
         count = len(found.results)
         return outs[:count], {r.name: t for r, t in zip(found.running, outs[count:], strict=True)}
 
     def _call(
         self, given: Mapping[str, Tensor], groups: Groups, channel_dim: int, mode: Mode
-    ) -> _Call:
+    ) -> Call:
         """Check a call and build its kernels; done once per kind of call."""
         x, definition = given["x"], self.formula.definition
         tensors = {name: t for name, t in given.items() if name != "x"}
@@ -110,10 +112,15 @@ class Op:
             geometry = Geometry.of(x.shape, 1, channel_dim)
         full = [given[i.name] for i in self.formula.inputs if i.axes == FULL]
         wrt = _wanted(given)
-        built = _build(self.formula, wrt, mode, target_of(self.backend, x, full, geometry))
-        found = built.programs
-        extra = [r.output for r in found.running] if mode == "track" else []
-        return _Call(built, geometry, (*found.results, *extra), len(extra), bool(wrt))
+        target = target_of(self.backend, x, full, geometry)
+        built, differentiable = self._ready.get((mode, target), (None, False))
+        if built is None or (wrt and not differentiable):
+            built = _build(self.formula, wrt, mode, target)
+        return Call(built, geometry, given, mode == "track", bool(wrt))
+
+    def use(self, built: Built, mode: Mode, target: Target, differentiable: bool) -> None:
+        """Take these kernels for calls of their kind; with all gradients they serve any call."""
+        self._ready[mode, target] = built, differentiable
 
     def __copy__(self) -> Op:
         return self
@@ -171,98 +178,3 @@ def _transformed() -> bool:
 
 _MOST_CALLS = 4096
 """Kinds of calls an op remembers before it forgets them all."""
-
-
-def _kind(item: tuple[str, Tensor]) -> tuple[Any, ...]:
-    """What decides which kernels a tensor needs, and whether it fits."""
-    name, t = item
-    return name, t.shape, t.stride(), t.dtype, t.device, t.requires_grad
-
-
-@dataclass(frozen=True)
-class _Call:
-    """What all calls of one kind share."""
-
-    built: Built
-    geometry: Geometry
-    names: tuple[str, ...]  # of what comes out: results, then tracked statistics
-    tracked: int
-    gradient: bool  # whether some tensor wants one
-
-
-class _Autograd(torch.autograd.Function):
-    """The compiled forward with the compiled backward."""
-
-    @staticmethod
-    def forward(
-        ctx: Any,
-        call: _Call,
-        eps: float,
-        names: tuple[str, ...],
-        frozen: dict[str, Tensor],
-        *args: Tensor,
-    ) -> tuple[Tensor, ...]:
-        given = dict(zip(names, args, strict=True)) | frozen
-        done = call.built.forward(call.geometry, given, eps)
-        ctx.call, ctx.eps, ctx.names, ctx.frozen = call, eps, names, frozen
-        ctx.save_for_backward(*args, *[done[name] for name in call.built.programs.saved])
-        outs = tuple(done[name] for name in call.names)
-        if call.tracked:
-            ctx.mark_non_differentiable(*outs[-call.tracked :])
-        return outs
-
-    @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        call: _Call = ctx.call
-        found = call.built.programs
-        if call.built.backward is None or found.backward is None:  # no result depends on them
-            return (None,) * (4 + len(ctx.names))
-        given = dict(zip((*ctx.names, *found.saved), ctx.saved_tensors, strict=True)) | ctx.frozen
-        for name, grad in zip(found.results, grads, strict=False):
-            given[COTANGENT + name] = grad
-        run = _Gradients.apply if torch.is_grad_enabled() else _gradients
-        done = run(call, ctx.eps, tuple(given), *given.values())
-        gradients = dict(zip((o.name for o in found.backward.outputs), done, strict=True))
-        return None, None, None, None, *[gradients.get(COTANGENT + name) for name in ctx.names]
-
-
-def _gradients(
-    call: _Call, eps: float, names: tuple[str, ...], *args: Tensor
-) -> tuple[Tensor, ...]:
-    """Run the compiled backward: the gradients, each in the dtype of what it belongs to."""
-    program, run = call.built.programs.backward, call.built.backward
-    assert program is not None and run is not None
-    given = dict(zip(names, args, strict=True))
-    x = given["x"]
-    read = {i.name: given[i.name] for i in program.inputs}
-    for name in call.built.programs.results:
-        if COTANGENT + name in read:
-            read[COTANGENT + name] = _like(read[COTANGENT + name], x)
-    done = run(call.geometry, {"x": x, **read}, eps)
-    outs = [(o.name, done[o.name]) for o in program.outputs]
-    return tuple(g.to(given[name.removeprefix(COTANGENT)].dtype) for name, g in outs)
-
-
-class _Gradients(torch.autograd.Function):
-    """The compiled backward; to differentiate it again is an error, not a silent zero."""
-
-    @staticmethod
-    def forward(
-        ctx: Any, call: _Call, eps: float, names: tuple[str, ...], *args: Tensor
-    ) -> tuple[Tensor, ...]:
-        return _gradients(call, eps, names, *args)
-
-    @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> Any:
-        raise NormcError(
-            "second derivatives of a compiled formula are not there yet: "
-            "use normc.reference(formula) where they are needed"
-        )
-
-
-def _like(grad: Tensor, x: Tensor) -> Tensor:
-    """A gradient in x's memory format, copied only where it is not."""
-    target = torch.empty_like(x, device="meta")
-    if grad.stride() == target.stride():
-        return grad
-    return torch.empty_like(x, dtype=grad.dtype).copy_(grad)

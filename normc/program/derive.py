@@ -10,9 +10,22 @@ gradients and the adjoints of statistics both arise. The derivatives of primitiv
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
-from normc.language.expr import Call, Const, Expr, Var, call, const, postorder, substitute, var
+from normc.language.axes import FULL, Axis
+from normc.language.expr import (
+    Call,
+    Const,
+    Expr,
+    Var,
+    call,
+    const,
+    postorder,
+    rewrite,
+    substitute,
+    var,
+)
 from normc.language.primitives import PRIMITIVES
 from normc.language.reductions import REDUCTIONS
 from normc.program.algebra import derivative
@@ -147,10 +160,54 @@ def _free(stat: Stat, forward: Program) -> bool:
     return any(set(stat.state.folds) <= set(s.state.folds) for s in same)
 
 
-def pair(
-    forward: Program, wrt: Sequence[str], of: Sequence[str]
-) -> tuple[Program, Program, tuple[str, ...]]:
-    """Forward and backward Programs, both tidied, and the statistics saved between them."""
+def reuse(forward: Program, backward: Program) -> Program:
+    """Let backward read a result of forward where it then reads fewer full-size tensors.
+
+    A layer that also returns ``h = x + residual`` need keep neither x nor residual: h is there.
+    """
+    for out in forward.outputs:
+        if out.axes == out.expr.axes == FULL and isinstance(out.expr, Call):
+            result, now = out.var, _full_inputs(backward)
+            swap = {id(out.expr): result}
+            stats, outs = backward.stats, backward.outputs
+            exprs = rewrite(backward.exprs, lambda e, swap=swap: swap.get(id(e), e))
+            split = len(stats)
+            changed = Program(
+                (*backward.inputs, result),
+                tuple(replace(s, arg=e) for s, e in zip(stats, exprs[:split], strict=True)),
+                tuple(replace(o, expr=e) for o, e in zip(outs, exprs[split:], strict=True)),
+            )
+            changed = restrict(changed, changed.outputs)
+            backward = changed if _full_inputs(changed) < now else backward
+    return backward
+
+
+def _full_inputs(program: Program) -> int:
+    return sum(i.axes == FULL for i in program.inputs)
+
+
+def merge(backward: Program) -> tuple[Program, dict[str, str]]:
+    """Compute equal gradients once: the program, and for each gradient which output it is."""
+    first: dict[tuple[Axis, Expr], str] = {}
+    which = {o.name: first.setdefault((o.axes, o.expr), o.name) for o in backward.outputs}
+    kept = [o for o in backward.outputs if which[o.name] == o.name]
+    return Program(backward.inputs, backward.stats, tuple(kept)), which
+
+
+@dataclass(frozen=True)
+class Pair:
+    """Forward and backward of one layer."""
+
+    forward: Program
+    backward: Program
+    saved: tuple[str, ...]  # the statistics that forward hands to backward
+    gradients: dict[str, str]  # of each input, by name: the output of backward that holds it
+
+
+def pair(forward: Program, wrt: Sequence[str], of: Sequence[str]) -> Pair:
+    """Forward and backward Programs, both tidied, and what passes between them."""
     forward = tidy(forward)
     backward = tidy(vjp(forward, wrt, of), avoid=[s.name for s in forward.stats])
-    return save(forward, backward)
+    forward, backward, saved = save(forward, reuse(forward, backward))
+    backward, gradients = merge(backward)
+    return Pair(forward, backward, saved, gradients)

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 
 from normc.errors import NormcError
 from normc.language.axes import Axis, show
@@ -97,7 +98,12 @@ def is_scalar(name: str) -> bool:
 
 def tensors(exprs: Iterable[Expr]) -> list[Var]:
     """The tensors read by expressions, in order of first use."""
-    return [v for v in variables(exprs) if not is_scalar(v.name)]
+    return list(dict.fromkeys(v for expr in exprs for v in _tensors(expr)))
+
+
+@lru_cache(maxsize=1024)
+def _tensors(expr: Expr) -> tuple[Var, ...]:
+    return tuple(v for v in variables([expr]) if not is_scalar(v.name))
 
 
 def restrict(program: Program, outputs: Sequence[Output]) -> Program:

@@ -74,7 +74,7 @@ def _cuts(
         else:
             found[id(node)] = node
     nested = sum(id(e) in found for root in found.values() for e in postorder([root]))
-    values = [e for e in shared if id(e) in wanted]
+    values: list[Expr] = [e for e in shared if id(e) in wanted]
     return list(found.values()) if nested == len(found) <= len(values) else values
 
 

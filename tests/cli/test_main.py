@@ -32,7 +32,6 @@ MISTAKES = [
     # command, its words, and what the message says
     (["show", "x/grup_std(x)"], "did you mean `group_std`?"),
     (["show", "instance_nrm"], "did you mean `instance_norm`?"),
-    (["show", "evonorm_s0", "--stage", "c", "--dtype", "bfloat16"], "bfloat16"),
     (["zoo", "grnn"], "did you mean `grn`?"),
     (["check", "x +"], "x +"),
     (["demo", "input z; x*z"], "no input beside x"),

@@ -198,3 +198,18 @@ def test_results_are_bitwise_repeatable_with_any_number_of_threads():
         found.append((y.detach(), *torch.autograd.grad(y.square().sum(), [x, v])))
     torch.set_num_threads(before)
     assert all(torch.equal(a, b) for run in found[1:] for a, b in zip(run, found[0], strict=True))
+
+
+def test_what_backward_does_not_read_is_not_kept():
+    op = normc.compile("input residual; h = x + residual; h/channel_rms(h)*gamma, h")
+    x, residual = (torch.randn(4, 8, 5, requires_grad=True) for _ in range(2))
+    gamma = torch.ones(8, requires_grad=True)
+    kept = []
+    with torch.autograd.graph.saved_tensors_hooks(lambda t: kept.append(t) or t, lambda t: t):
+        y, h = op(x, residual=residual, gamma=gamma)
+    assert {t.data_ptr() for t in kept if t.shape == x.shape} == {h.data_ptr()}
+    first, second = torch.autograd.grad(y.sum() + h.square().sum(), [x, residual])
+    assert torch.equal(first, second)
+    sum(t.sum() for t in op(x, residual=residual, gamma=gamma)).backward()
+    x.grad.zero_()
+    assert residual.grad.abs().sum() > 0  # leaves do not share their .grad

@@ -183,3 +183,16 @@ def test_sources_do_not_depend_on_hash_seeds():
 
     first = dump("1")
     assert len(first) > 10_000 and first == dump("2")
+
+
+def test_backward_reads_a_result_instead_of_the_tensors_it_was_made_of():
+    found = every("input residual; h = x + residual; h/channel_rms(h)*gamma, h")
+    assert found.backward is not None
+    assert {i.name for i in found.backward.inputs} == {"y1", "gamma", "d_y0", "d_y1", "s0"}
+
+
+def test_equal_gradients_are_computed_once():
+    found = every("input residual; h = x + residual; h/channel_rms(h)*gamma, h")
+    assert found.backward is not None
+    assert [o.name for o in found.backward.outputs] == ["d_x", "d_gamma"]
+    assert found.gradients["d_residual"] == "d_x"

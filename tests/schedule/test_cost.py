@@ -23,7 +23,7 @@ FLOORS = [
     ("evonorm_s0", 2, 3),
     ("batch_norm", 2, 3),
     ("dyt", 2, 3),
-    ("add_rms_norm", 4, 6),  # x, residual, two results; two cotangents and two gradients
+    ("add_rms_norm", 4, 4),  # x, residual, two results; two cotangents and two gradients
     ("gated_rms_norm", 3, 5),
     ("spade", 4, 6),
 ]
