@@ -1,4 +1,9 @@
-"""The C compiler: how it is found, what it is told, and the shared objects it makes."""
+"""The C compiler: how it is found, what it is told, and the shared objects it makes.
+
+What a compiler is told is tried in an order: the processor's own instructions and OpenMP first. A
+compiler that refuses that (clang without libomp, an unknown ``-march=native``) is asked with a
+small program what it takes, once; the answer is kept in the cache.
+"""
 
 from __future__ import annotations
 
@@ -6,6 +11,9 @@ import os
 import platform
 import shutil
 import subprocess
+import tempfile
+import threading
+from functools import cache as once
 from functools import lru_cache
 from pathlib import Path
 
@@ -15,10 +23,41 @@ from normc.errors import BackendError
 
 NONE = "no C compiler found: install gcc or clang, or set CC"
 
+# gcc -O3 takes twice as long for kernels that are no faster: what counts is that loops become
+# vectors, with all that they call inside. Registers are allocated once for a whole nest of loops.
+_GCC = ("-O1", "-ftree-loop-vectorize", "-fira-region=one", "--param=max-inline-insns-single=2000",
+        "--param=early-inlining-insns=2000")  # fmt: skip
+_OTHER = ("-O2",)
+
 # No contraction: the same expression gives the same bits in every loop it is printed in, so that an
 # element still equals the maximum it was when the backward pass meets it again.
-FLAGS = ("-O3", "-march=native", "-ffp-contract=off", "-fno-math-errno", "-fno-trapping-math",
-         "-fopenmp", "-shared", "-fPIC", "-w")  # fmt: skip
+_ALWAYS = ("-ffp-contract=off", "-fno-math-errno", "-fno-trapping-math", "-shared", "-fPIC", "-w")
+
+_CHOICES = (
+    ("-march=native", "-fopenmp"),
+    ("-mcpu=native", "-fopenmp"),
+    ("-march=native", "-fopenmp-simd"),
+    ("-mcpu=native", "-fopenmp-simd"),
+    ("-fopenmp",),
+    ("-fopenmp-simd",),
+    (),
+)
+"""What to ask for, best first; simd alone is one thread."""
+
+_TRIAL = """\
+int omp_get_thread_num(void);
+void trial(float *x, int n) {
+#pragma omp parallel for
+  for (int i = 0; i < n; i++)
+#ifdef _OPENMP
+    x[i] = omp_get_thread_num();
+#else
+    x[i] = 0;
+#endif
+}
+"""
+
+_trying = threading.Lock()
 
 
 @lru_cache(maxsize=1)
@@ -48,18 +87,78 @@ def machine() -> str:
         return platform.machine() + platform.processor()
 
 
+def flags() -> tuple[str, ...]:
+    """What the compiler is told, but for names of files."""
+    return _flags(_CHOICES[_choice()])
+
+
+def key(text: str) -> str:
+    """The cache key of a unit."""
+    return cache.key(text, "c", compiler_version() + " ".join(flags()), machine())
+
+
 def compiled(text: str, name: str) -> Path:
     """The shared object of a unit, from the cache or compiled now; ``name`` is for messages."""
-    key = cache.key(text, "c", compiler_version() + " ".join(FLAGS), machine())
-    folder = cache.get_or_build(key, lambda where: _compile(text, name, where))
+    folder = cache.get(key(text)) or _made(text, name)
     return folder / "kernel.so"
 
 
-def _compile(text: str, name: str, folder: Path) -> None:
+def compile_into(folder: Path, text: str, name: str) -> None:
+    """Write ``kernel.c`` and compile ``kernel.so``; `BackendError` if the compiler refuses."""
     path = folder / "kernel.c"
     path.write_text(text)
-    command = [str(compiler()), *FLAGS, "-o", str(folder / "kernel.so"), str(path), "-lm"]
-    done = subprocess.run(command, capture_output=True, text=True)
+    done = _run(flags(), path, folder / "kernel.so")
     if done.returncode:
         raise BackendError(f"the C compiler refused {name}:\n{done.stderr[:2000]}")
     config.debug(1, f"compiled {name}")
+
+
+def settle() -> bool:
+    """Ask the compiler, after a refusal, what it takes: whether that is something else now."""
+    with _trying:
+        before = _choice()
+        with tempfile.TemporaryDirectory() as folder:
+            path = Path(folder) / "trial.c"
+            path.write_text(_TRIAL)
+            works = (
+                not _run(_flags(c), path, path.with_suffix(".so")).returncode for c in _CHOICES
+            )
+            found = next((i for i, fine in enumerate(works) if fine), before)
+        if found == before:
+            return False
+        cache.put(_choice_key(), {"choice": str(found).encode()})
+        _choice.cache_clear()
+        if "-fopenmp" not in _CHOICES[found]:
+            config.debug(1, f"{compiler()} has no OpenMP: kernels run on one thread")
+        return True
+
+
+def _made(text: str, name: str) -> Path:
+    """Compile a unit into the cache; once more if it was the flags that were refused."""
+    try:
+        return cache.get_or_build(key(text), lambda where: compile_into(where, text, name))
+    except BackendError:
+        if not settle():
+            raise
+    return cache.get_or_build(key(text), lambda where: compile_into(where, text, name))
+
+
+def _run(flags: tuple[str, ...], source: Path, to: Path) -> subprocess.CompletedProcess[str]:
+    command = [str(compiler()), *flags, "-o", str(to), str(source), "-lm"]
+    return subprocess.run(command, capture_output=True, text=True)
+
+
+def _flags(choice: tuple[str, ...]) -> tuple[str, ...]:
+    gcc = "Free Software Foundation" in compiler_version()
+    return (*(_GCC if gcc else _OTHER), *choice, *_ALWAYS)
+
+
+@once
+def _choice() -> int:
+    """Which of the choices this compiler takes: the first, unless it was asked before."""
+    folder = cache.get(_choice_key())
+    return int((folder / "choice").read_text()) if folder else 0
+
+
+def _choice_key() -> str:
+    return cache.key("choice", "c", f"{compiler()} {compiler_version()}", machine())

@@ -1,48 +1,39 @@
 """C source: the skeleton that turns a plan into loops over (N, G, K, S), sizes and strides at run
 time.
 
-It walks Kernel and Sweep and decides loops, loads and stores; `normc.backends.emit` prints
-expressions. Statistics are accumulated block by block along the innermost loop (two-pass within a
-block, merged between blocks in double), always in the same order.
+It walks the kernels and decides how instances are run: one by one, in parts that carry sums, or in
+tiles of lanes. What a sweep does inside is in `normc.backends.c_rows` and `normc.backends.c_lanes`,
+where a tensor's elements lie in `normc.backends.c_place`; `normc.backends.emit` prints expressions.
 """
 
 from __future__ import annotations
 
-import re
-from collections.abc import Sequence
 from dataclasses import dataclass
 
-from normc.backends.c_folds import START, again, finish, merge, spelled, step
 from normc.backends.c_lanes import LaneSweeps, lanes_of, width
 from normc.backends.c_place import Places
+from normc.backends.c_rows import RowSweeps, part
 from normc.backends.c_spelling import HALF, WIDE, declarations
 from normc.backends.c_text import Lines, count, describe, index, instances, loop, threads
 from normc.backends.contract import Job, Source
-from normc.backends.emit import Block
 from normc.language.axes import FULL, NONE, Axis, members
 from normc.language.expr import Var, var
 from normc.language.geometry import Geometry
 from normc.language.reductions import REDUCTIONS
-from normc.program.program import Output, Stat
+from normc.program.program import Stat
 from normc.schedule.plan import Kernel, Sweep, innermost
 
 PARTS = 64
 """Into how many parts a grid is cut that sums are carried over, however many threads there are."""
 
-_BLOCK = 1024  # elements folded before a merge: small enough for L1, long enough to amortise it
-
 
 class _Printer:
-    """The skeleton for one job: kernels, their loops and the sweeps along rows."""
+    """The skeleton for one job: kernels and the loops over their instances."""
 
     def __init__(self, job: Job, out: Lines) -> None:
         self.job = job
         self.out = out
         self.places = Places(job, out)
-
-    def block(self, loops: Sequence[Axis]) -> Block:
-        p = self.places
-        return Block([NONE, *loops], p.spelling, p.load, "const real {} = {};")
 
     # --- kernels ---------------------------------------------------------------------------------
     def kernel(self, number: int, kernel: Kernel) -> None:
@@ -82,11 +73,8 @@ class _Printer:
         if not lanes and sweep.folds and not side & ~sweep.rows:
             self.out.add(f"const i64 first = 0, width = {count(side)}, last = width;")
             lanes = side
-        if not lanes:
-            self.fold_sweep(grid, sweep) if sweep.folds else self.write_sweep(grid, sweep)
-            return
         self.places.lanes = lanes
-        printer = LaneSweeps(self.places)
+        printer = LaneSweeps(self.places) if lanes else RowSweeps(self.places)
         printer.fold(grid, sweep) if sweep.folds else printer.write(grid, sweep)
         self.places.lanes = NONE
 
@@ -123,10 +111,6 @@ class _Printer:
             out.add(f"const i64 {index(axis)} = {position}{wrap};")
         return 2
 
-    def part(self, stat: Stat) -> str:
-        """The accumulator of a carried sum in the current part."""
-        return f"{stat.name}_parts_ptr[part*{count(stat.kept)} + {self.places.offset(stat.var)}]"
-
     def finish_parts(self, stat: Stat, grid: list[Axis]) -> None:
         """Add up the parts of a carried sum, always in the same order."""
         rule = REDUCTIONS[stat.op].finish
@@ -135,113 +119,12 @@ class _Printer:
         kept = self.places.ordered(stat.kept)
         self.out.add(f"/* {stat.name}: the parts together */", "{", *[loop(a) for a in kept])
         self.out.add(
-            "wide t = 0;", f"for (i64 part = 0; part < parts; part++) t += {self.part(stat)};"
+            "wide t = 0;",
+            f"for (i64 part = 0; part < parts; part++) t += {part(self.places, stat)};",
         )
         value = self.places.text(rule({"t": var("t")}, var(f"(wide)({total})")), WIDE, {}, "")
         self.out.add(f"{self.places.place(stat.var)} = {value};")
         self.out.close(len(kept) + 1)
-
-    # --- sweeps along rows -----------------------------------------------------------------------
-    def write_sweep(self, grid: list[Axis], sweep: Sweep) -> None:
-        p = self.places
-        loops = [*p.ordered(sweep.rows), *p.ordered(sweep.cols)]
-        block = self.block([*grid, *loops])
-        values = block.prepare(sweep.exprs)
-        staged = self.job.unit and loops[-1:] == [self.job.plan.order[-1]]
-        self.enter(block, grid, loops[:-1] if staged else loops, simd=not staged)
-        if staged:
-            self.enter_stage(sweep, loops[-1], block.lines[-1])
-        stage = [staged and w.axes == FULL for w in sweep.writes]
-        for w, value, here in zip(sweep.writes, values, stage, strict=False):
-            place = self.staged(w, loops[-1]) if here else p.place(w.var)
-            narrow = p.half and w.axes == FULL and not here
-            self.out.add(f"{place} = narrow_({value});" if narrow else f"{place} = {value};")
-        for stat, value in zip(sweep.carries, values[len(stage) :], strict=True):
-            self.out.add(f"{self.part(stat)} += {value};")
-        if staged:
-            self.leave_stage(sweep, loops[-1])
-        self.out.close(len(loops))
-
-    def staged(self, w: Output, axis: Axis) -> str:
-        return f"{w.name}_stage[{index(axis)} - from]"
-
-    def enter_stage(self, sweep: Sweep, axis: Axis, lines: list[str]) -> None:
-        """Compute a block into the cache first; `put_` then stores it whole lines at a time."""
-        i = index(axis)
-        self.out.add(f"for (i64 from = 0; from < {axis.name}; from += {_BLOCK}) {{",
-                     f"const i64 to = least(from + {_BLOCK}, {axis.name});")  # fmt: skip
-        full = [w for w in sweep.writes if w.axes == FULL]
-        self.out.add(*[f"real {w.name}_stage[{_BLOCK}];" for w in full], "#pragma omp simd")
-        self.out.add(f"for (i64 {i} = from; {i} < to; {i}++) {{", *lines)
-
-    def leave_stage(self, sweep: Sweep, axis: Axis) -> None:
-        self.out.close()
-        for w in sweep.writes:
-            if w.axes == FULL:
-                first = re.sub(rf"\b{index(axis)}\]$", "from]", self.places.place(w.var))
-                self.out.add(f"put_(&{first}, {w.name}_stage, to - from, stream);")
-
-    def enter(self, block: Block, grid: list[Axis], loops: list[Axis], simd: bool = False) -> None:
-        """Open loops inside the grid, each followed by the temporaries of its level."""
-        for level in range(len(grid) + 1):
-            self.out.add(*block.lines[level])
-        for i, axis in enumerate(loops):
-            if simd and i == len(loops) - 1:
-                self.out.add("#pragma omp simd")
-            self.out.add(loop(axis), *block.lines[len(grid) + 1 + i])
-
-    def fold_sweep(self, grid: list[Axis], sweep: Sweep) -> None:
-        p, out = self.places, self.out
-        rows, cols = p.ordered(sweep.rows), p.ordered(sweep.cols)
-        block = self.block([*grid, *rows, *cols])
-        values = block.prepare([*(f.arg for f in sweep.folds), *(k.expr for k in sweep.keeps)])
-        names = [f"f{i}" for i in range(len(sweep.folds))]
-        self.enter(block, grid, rows)
-        out.add("i64 seen = 0;")
-        for name, fold in zip(names, sweep.folds, strict=True):
-            out.add(*[f"wide {name}_{f.name} = 0;" for f in fold.state.folds])
-        for i, axis in enumerate(cols[:-1]):
-            out.add(loop(axis), *block.lines[len(grid) + 1 + len(rows) + i])
-        size, i = cols[-1].name, index(cols[-1])
-        out.add(f"for (i64 from = 0; from < {size}; from += {_BLOCK}) {{",
-                f"const i64 to = least(from + {_BLOCK}, {size}), n_ = to - from;")  # fmt: skip
-        kept = zip(sweep.keeps, values[len(names) :], strict=True)
-        inner = [*block.lines[-1], *[f"{p.place(k.var)} = {value};" for k, value in kept]]
-        self.phases(sweep, names, values[: len(names)], inner, i)
-        for name, fold in zip(names, sweep.folds, strict=True):
-            out.add(*merge(p, fold, (name, "", "seen"), (f"{name}_b", "", "n_")))
-        out.add("seen += n_;")
-        out.close(len(cols))
-        out.add("if (seen == 0) seen = 1;  /* an empty batch: statistics of 0, not NaN */")
-        for name, fold in zip(names, sweep.folds, strict=True):
-            out.add(*[finish(p, fold, stat, name, "", "seen") for stat in fold.stats])
-        out.close(len(rows))
-
-    def phases(
-        self, sweep: Sweep, names: list[str], values: list[str], inner: list[str], i: str
-    ) -> None:
-        """Fold one block: the n-th folds of all states share the n-th loop over it."""
-        saved = {n: again(self.places, n, f, f"{i} - from")
-                 for n, f in zip(names, sweep.folds, strict=True)}  # fmt: skip
-        self.out.add(*[f"real {n}_stage[{_BLOCK}];" for n in names if saved[n][1]])
-        for phase in range(max(len(f.state.folds) for f in sweep.folds)):
-            active = [(n, f, v) for n, f, v in zip(names, sweep.folds, values, strict=True)
-                      if phase < len(f.state.folds)]  # fmt: skip
-            numbers = [(n, f.state.folds[phase]) for n, f, _ in active]
-            totals = [f"{n}_b_{number.name}" for n, number in numbers]
-            for total, (_, number) in zip(totals, numbers, strict=True):
-                self.out.add(f"real {total} = {START[number.op]};")
-            if all(number.op == "sum" for _, number in numbers):
-                self.out.add(f"#pragma omp simd reduction(+:{', '.join(totals)})")
-            self.out.add(f"for (i64 {i} = from; {i} < to; {i}++) {{", *(inner if not phase else []))
-            for total, (n, fold, value) in zip(totals, active, strict=True):
-                stage, stored = saved[n]
-                self.out.add(f"const real {n}_e = {stage if phase else value};")
-                if not phase and stored:
-                    self.out.add(f"{stage} = {n}_e;")
-                known = spelled(fold, f"{n}_b", "", f"{n}_e")
-                self.out.add(step(self.places, fold.state.folds[phase], total, known))
-            self.out.close()
 
 
 @dataclass(frozen=True)

@@ -117,6 +117,11 @@ static inline i64 thread_(void) { return omp_get_thread_num(); }
 static inline i64 thread_(void) { return 0; }
 #endif"""
 
+_AHEAD = """\
+static inline void ahead_(const void *p, i64 bytes) {
+  for (i64 i = 0; i < bytes; i += 64) __builtin_prefetch((const char *)p + i);
+}"""
+
 _HELPERS = {
     "max_": "static inline real max_(real a, real b) { return a > b || a != a ? a : b; }",
     "min_": "static inline real min_(real a, real b) { return a < b || a != a ? a : b; }",
@@ -126,6 +131,7 @@ _HELPERS = {
     "wsign_": "static inline wide wsign_(wide a) { return (wide)((a > 0) - (a < 0)); }",
     "least": "static inline i64 least(i64 a, i64 b) { return a < b ? a : b; }",
     "thread_": _THREAD,
+    "ahead_": _AHEAD,
 }  # NaN wins in max and min, as in torch
 
 

@@ -35,7 +35,7 @@ def library(tmp_path_factory):
     folder = tmp_path_factory.mktemp("math")
     (folder / "m.c").write_text(c_math.definitions(code) + "\n" + code)
     files = ["-o", str(folder / "m.so"), str(folder / "m.c"), "-lm"]
-    subprocess.run([c_compiler.compiler(), *c_compiler.FLAGS, *files], check=True)
+    subprocess.run([c_compiler.compiler(), *c_compiler.flags(), *files], check=True)
     return ctypes.CDLL(str(folder / "m.so"))
 
 

@@ -82,7 +82,7 @@ def conversions(request, tmp_path_factory):
     folder = tmp_path_factory.mktemp("halves")
     (folder / "h.c").write_text(declarations(code, request.param) + "\n" + code)
     files = ["-o", str(folder / "h.so"), str(folder / "h.c"), "-lm"]
-    subprocess.run([c_compiler.compiler(), *c_compiler.FLAGS, *files], check=True)
+    subprocess.run([c_compiler.compiler(), *c_compiler.flags(), *files], check=True)
     library = ctypes.CDLL(str(folder / "h.so"))
 
     def convert(name, x, dtype):
