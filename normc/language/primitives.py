@@ -140,8 +140,8 @@ _ROWS = (
         "x y",
         lambda t, x, y: t.maximum(x, y),
         derivative=(
-            lambda x, y: _where(_eq(x, y), 0.5, _where(_lt(x, y), 0, 1)),
-            lambda x, y: _where(_eq(x, y), 0.5, _where(_gt(x, y), 0, 1)),
+            lambda x, y: _where(_lt(x, y), 0, _where(_eq(x, y), 0.5, 1)),
+            lambda x, y: _where(_gt(x, y), 0, _where(_eq(x, y), 0.5, 1)),
         ),
         kinks=(0.0,),
         doc="the larger of two; NaN if either is",
@@ -151,8 +151,8 @@ _ROWS = (
         "x y",
         lambda t, x, y: t.minimum(x, y),
         derivative=(
-            lambda x, y: _where(_eq(x, y), 0.5, _where(_gt(x, y), 0, 1)),
-            lambda x, y: _where(_eq(x, y), 0.5, _where(_lt(x, y), 0, 1)),
+            lambda x, y: _where(_gt(x, y), 0, _where(_eq(x, y), 0.5, 1)),
+            lambda x, y: _where(_lt(x, y), 0, _where(_eq(x, y), 0.5, 1)),
         ),
         kinks=(0.0,),
         doc="the smaller of two; NaN if either is",

@@ -9,7 +9,7 @@ gradients and the adjoints of statistics both arise. The derivatives of primitiv
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -126,6 +126,10 @@ def scale(adjoint: Expr, slope: Expr) -> Expr | None:
             return adjoint
         case Const(value) if value == -1:
             return -adjoint
+        case Call("where", _) if _all_numbers(slope):
+            weight = _leaves(_unmasked(slope), const)
+            part = scale(adjoint, weight) if isinstance(weight, Const) else adjoint * weight
+            return part and _leaves(slope, lambda value: part if value else const(0))
         case Call("where", (c, a, b)):
             left, right = (
                 part if part is not None else 0.0 for part in (scale(adjoint, a), scale(adjoint, b))
@@ -133,6 +137,39 @@ def scale(adjoint: Expr, slope: Expr) -> Expr | None:
             return call("where", c, left, right)
         case _:
             return adjoint * slope
+
+
+def _all_numbers(slope: Expr) -> bool:
+    match slope:
+        case Call("where", (_, a, b)):
+            return _all_numbers(a) and _all_numbers(b)
+        case _:
+            return isinstance(slope, Const)
+
+
+def _unmasked(slope: Expr) -> Expr:
+    """The slope where it is not 0."""
+    zero = const(0)
+    match slope:
+        case Call("where", (c, a, b)):
+            left, right = _unmasked(a), _unmasked(b)
+            if left is zero or right is zero:
+                return right if left is zero else left
+            return call("where", c, left, right)
+        case _:
+            return slope
+
+
+def _leaves(slope: Expr, value: Callable[[float], Expr]) -> Expr:
+    """The same cases with other values; two that are equal need no case."""
+    match slope:
+        case Call("where", (c, a, b)):
+            left, right = _leaves(a, value), _leaves(b, value)
+            return left if left is right else call("where", c, left, right)
+        case Const(number):
+            return value(number)
+        case _:
+            raise AssertionError("only numbers are left")
 
 
 def save(forward: Program, backward: Program) -> tuple[Program, Program, tuple[str, ...]]:

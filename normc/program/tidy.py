@@ -159,7 +159,10 @@ def factors(expr: Expr) -> Factors:
 
 
 def product(parts: Factors) -> Expr:
-    """Put a product together, coarse factors first, so that each is computed at its own level."""
+    """Put a product together, coarse factors first, so that each is computed at its own level.
+
+    What is divided by more than once is inverted once.
+    """
     fine = NONE
     for e in (*parts.over, *parts.under):
         fine |= e.axes
@@ -172,8 +175,9 @@ def product(parts: Factors) -> Expr:
         value = const(parts.coefficient)
     else:
         value = _scaled(parts.coefficient, value)
-    for d in under:
-        value = call("div", value, d)
+    for d in dict.fromkeys(under):
+        times = under.count(d)
+        value = value / d if times == 1 else value * _repeat(1 / d, times)
     return value
 
 
