@@ -48,6 +48,7 @@ class Target:
     dtype: str
     order: tuple[Axis, ...] = CHANNELS_FIRST
     unit: bool = True
+    split: bool = False  # reductions are few and large
 
 
 @dataclass(frozen=True)
@@ -98,7 +99,7 @@ def jobs(
     if found.backward is not None:
         parts.append(("backward", found.backward, (), (*found.saved, *frozen)))
     for part, program, saved, dense in parts:
-        plan = schedule(program, target.order, contract.find(target.backend).able)
+        plan = schedule(program, target.order, contract.find(target.backend).able, target.split)
         plan = Plan(plan.program, plan.kernels, plan.order, saved)
         made.append(Job(label, part, text, plan, target.dtype, dense, target.unit))
     return made

@@ -223,7 +223,7 @@ def _address(tensor: Tensor) -> int:
 
 def floors(formula: Formula, x: Tensor, geometry: Geometry) -> dict[str, int]:
     """The full-size tensors that any kernel has to read and write, in forward and in both."""
-    jobs = all_jobs(formula, target_of("auto", x, (), geometry))
+    jobs = all_jobs(formula, target_of(formula, "auto", x, (), geometry))
     least = [moved(job.plan, job.dense).floor.full for job in jobs]
     return {FORWARD: least[0], BOTH: sum(least)}
 

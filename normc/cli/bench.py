@@ -119,7 +119,7 @@ def run(screen: Console, contest: Contest, against: list[str]) -> dict[str, Any]
         "channel_dim": case.layout.channel_dim,
         "eps": contest.eps,
         "rounds": contest.rounds,
-        "backend": target_of("auto", given["x"], (), case.geometry).backend,
+        "backend": target_of(f, "auto", given["x"], (), case.geometry).backend,
         "passes": contests.times(samples, floors),
         "errors": errors,
         "saved": saved,

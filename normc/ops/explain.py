@@ -28,7 +28,7 @@ def explain(
     """
     geometry = Geometry.of(x.shape, groups, channel_dim)
     sizes = ", ".join(f"{a.name}={n}" for a, n in zip(Axis, geometry.sizes(), strict=True))
-    target = target_of(backend, x, (), geometry)
+    target = target_of(formula, backend, x, (), geometry)
     header = f"x {tuple(x.shape)} {target.dtype}: {sizes}; backend {target.backend}"
     lines = [formula.shown, "", header]
     for job in all_jobs(formula, target):

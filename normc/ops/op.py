@@ -112,7 +112,7 @@ class Op:
             geometry = Geometry.of(x.shape, 1, channel_dim)
         full = [given[i.name] for i in self.formula.inputs if i.axes == FULL]
         wrt = _wanted(given)
-        target = target_of(self.backend, x, full, geometry)
+        target = target_of(self.formula, self.backend, x, full, geometry)
         built, differentiable = self._ready.get((mode, target), (None, False))
         if built is None or (wrt and not differentiable):
             built = _build(self.formula, wrt, mode, target)

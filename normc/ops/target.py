@@ -12,18 +12,36 @@ from normc import config
 from normc.backends import contract
 from normc.backends.memory import strides_of
 from normc.errors import BackendError
+from normc.formula import Formula
 from normc.language.axes import FULL, ORDER, Axis
+from normc.language.expr import Reduce, postorder
 from normc.language.geometry import Geometry
 from normc.pipeline import Target
 from normc.schedule.schedule import CHANNELS_FIRST, CHANNELS_LAST
 
+FEW, MANY = 8, 2**20
+"""With fewer reductions over more elements than these, each is shared among instances.
 
-def target_of(wanted: str, x: Tensor, full: Sequence[Tensor], geometry: Geometry) -> Target:
-    """The backend, storage type and memory order for x and other full-size tensors."""
+Constants, no matter how many threads there are, so that results do not depend on that.
+"""
+
+
+def target_of(
+    formula: Formula, wanted: str, x: Tensor, full: Sequence[Tensor], geometry: Geometry
+) -> Target:
+    """The backend, storage type, memory order and schedule for x and other full-size tensors."""
     dtype = str(x.dtype).removeprefix("torch.")
     backend = choose(wanted, dtype, x.device.type)
     order = order_of(x, geometry)
-    return Target(backend, dtype, order, _unit(x, full, geometry, order))
+    split = x.numel() >= MANY and _reductions(formula, geometry) < FEW
+    return Target(backend, dtype, order, _unit(x, full, geometry, order), split)
+
+
+def _reductions(formula: Formula, geometry: Geometry) -> int:
+    """How often the statistic over most axes is taken; `FEW` where there is none."""
+    nodes = postorder(formula.definition.results)
+    kept = [e.axes for e in nodes if isinstance(e, Reduce)]
+    return min((geometry.count(axes) for axes in kept), default=FEW)
 
 
 def choose(wanted: str, dtype: str, device: str) -> str:

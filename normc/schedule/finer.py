@@ -16,10 +16,13 @@ from normc.program.program import Program, Stat, tensors, verify
 from normc.schedule.plan import innermost
 
 
-def from_finer(program: Program, order: tuple[Axis, ...], essential: set[str]) -> Program:
+def from_finer(
+    program: Program, order: tuple[Axis, ...], essential: set[str], split: bool
+) -> Program:
     """The program in which a statistic over more axes reads those over fewer of the same level.
 
-    An ``essential`` one that would leave no grid outside the contiguous axes is split by samples.
+    An ``essential`` one that would leave no grid outside the contiguous axes is split by samples;
+    with ``split``, every one by the rows that lie in memory.
     """
     levels = _levels(program)
     splits = _Splits(program)
@@ -38,6 +41,9 @@ def from_finer(program: Program, order: tuple[Axis, ...], essential: set[str]) -
         )
         if alone and inside and stat.over & Axis.N:
             finer.append(inside)
+        row = stat.over & innermost(order)
+        if split and stat.name in essential and stat.arg.axes == FULL and row != stat.over:
+            finer = [row] if row else finer
         splits.add(stat, finer)
     return verify(replace(program, stats=tuple(splits.stats)))
 

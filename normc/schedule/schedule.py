@@ -45,11 +45,18 @@ class Stage:
 
 
 def schedule(
-    program: Program, order: tuple[Axis, ...] = CHANNELS_FIRST, able: Able = PLAIN
+    program: Program,
+    order: tuple[Axis, ...] = CHANNELS_FIRST,
+    able: Able = PLAIN,
+    split: bool = False,
 ) -> Plan:
-    """Plan the kernels of a program for tensors whose axes lie in memory in ``order``."""
-    program = _partial_sums(from_finer(program, order, _essential(program)), order)
-    stages = _stages(program, order, able.carry)
+    """Plan the kernels of a program for tensors whose axes lie in memory in ``order``.
+
+    ``split``: reductions are few and large, so each is to be shared among instances.
+    """
+    finer = from_finer(program, order, _essential(program), split)
+    program = _partial_sums(finer, order, split)
+    stages = _stages(program, order, able.carry, split)
     kernels = [_kernel(f"k{i}", stage, order) for i, stage in enumerate(stages)]
     return Plan(program, tuple(keep(k) if able.keep else k for k in kernels), order)
 
@@ -68,7 +75,7 @@ def _essential(program: Program) -> set[str]:
     return {s.name for s in program.stats} & needed
 
 
-def _main_stages(program: Program, order: tuple[Axis, ...]) -> list[Stage]:
+def _main_stages(program: Program, order: tuple[Axis, ...], split: bool) -> list[Stage]:
     """Stages of the essential statistics, in order; the last one writes the full-size outputs."""
     essential = _essential(program)
     stages: list[Stage] = []
@@ -84,7 +91,7 @@ def _main_stages(program: Program, order: tuple[Axis, ...]) -> list[Stage]:
             continue
         last = stages[-1] if stages else None
         grid = last.grid & stat.kept if last else NONE
-        whole = grid & ~innermost(order) or (last and grid == last.grid)
+        whole = not split and grid & ~innermost(order) or (last and grid == last.grid)
         if last and grid and grid in (last.grid, stat.kept) and whole:
             last.grid = grid
             last.stats.append(stat)
@@ -92,15 +99,15 @@ def _main_stages(program: Program, order: tuple[Axis, ...]) -> list[Stage]:
             stages.append(Stage(stat.kept, [stat]))
         home[stat.name] = len(stages) - 1
     full = any(o.axes == FULL for o in program.outputs)
-    if full and not (stages and stages[-1].grid & ~innermost(order)):
-        kept = stages[-1].grid if stages else NONE
+    if full and (split or not (stages and stages[-1].grid & ~innermost(order))):
+        kept = stages[-1].grid & ~Axis.N if stages and not split else NONE
         stages.append(Stage(Axis.N | kept if kept else pointwise_grid(order)))
     return stages
 
 
-def _partial_sums(program: Program, order: tuple[Axis, ...]) -> Program:
+def _partial_sums(program: Program, order: tuple[Axis, ...], split: bool) -> Program:
     """Split sums which no full-size output needs at the main grid: a partial sum and a finish."""
-    stages = _main_stages(program, order)
+    stages = _main_stages(program, order, split)
     grid = stages[-1].grid if stages else pointwise_grid(order)
     essential = _essential(program)
     stats: list[Stat] = []
@@ -118,9 +125,9 @@ def _partial_sums(program: Program, order: tuple[Axis, ...]) -> Program:
     return verify(replace(program, stats=tuple(stats)))
 
 
-def _stages(program: Program, order: tuple[Axis, ...], carry: bool) -> list[Stage]:
+def _stages(program: Program, order: tuple[Axis, ...], carry: bool, split: bool) -> list[Stage]:
     """All stages: essential statistics, then the others and the outputs placed among them."""
-    stages = _main_stages(program, order)
+    stages = _main_stages(program, order, split)
     main = len(stages) - 1
     home = {s.name: i for i, stage in enumerate(stages) for s in stage.stats}
     for stat in program.stats:

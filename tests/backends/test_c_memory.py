@@ -9,7 +9,11 @@ import torch
 import normc
 from normc.backends import c_compiler
 from normc.backends.c_spelling import declarations
+from normc.language.axes import members
+from normc.language.geometry import Geometry
+from normc.ops.explain import all_jobs
 from normc.ops.op import Op
+from normc.ops.target import target_of
 
 pytestmark = pytest.mark.cpu
 
@@ -126,3 +130,18 @@ def test_threads_do_not_change_a_bit():
         torch.set_num_threads(before)
         for other in found[1:]:
             assert all(torch.equal(a, b) for a, b in zip(found[0], other, strict=True))
+
+
+@pytest.mark.parametrize("last", [False, True], ids=["first", "last"])
+@pytest.mark.parametrize("text", ["gn_silu", "layer_norm", "(x - all_mean(x))/all_std(x)*gamma"])
+def test_few_large_reductions_are_shared_among_instances(text, last):
+    shape = (1, 16, 256, 257)
+    for ours, oracle in zip(*layer(text, shape, 2, torch.float64, last), strict=True):
+        torch.testing.assert_close(ours, oracle, rtol=1e-9, atol=1e-9)
+    f = normc.zoo[text] if text in normc.zoo else normc.parse(text)
+    x = torch.empty(shape, memory_format=torch.channels_last if last else torch.contiguous_format)
+    target = target_of(f, "c", x, (), Geometry.of(shape, 2))
+    plan = all_jobs(f, target)[0].plan
+    whole = [k for k in plan.kernels if any(v.name == "x" for v in k.reads)]
+    assert target.split and len(whole) == 2
+    assert all(len(members(k.grid)) >= 2 for k in whole)  # no pass over x is left to one thread
