@@ -344,7 +344,8 @@ The scheduler decides by axes alone how often memory is read. A sweep is one pas
 is the number of bytes of one tensor. `floor` counts what any plan has to move, `streaming` what
 this one moves if nothing stays on chip from one sweep to the next. `s7_part` is a partial sum:
 one instance of `k0` has its own sample and group, and `k1` adds them up in a fixed order, without
-atomics.
+atomics. `kept0` is the part of `d_x` that is known before the sums are: it holds the sigmoid, which
+is computed once, and kept in the cache for one instance at a time.
 
 {plan}
 

@@ -86,8 +86,7 @@ class _Splits:
 
     def _find(self, stat: Stat, op: str, over: Axis, what: str, finer: list[Axis]) -> Expr:
         """The statistic of the same argument, the program's own if it has one."""
-        found = self._named.setdefault(
-            (op, over, stat.arg), Stat(f"{stat.name}_{what}_{op}", op, over, stat.arg)
-        )
+        name = f"{stat.name}_{what}" + (f"_{op}" if op != stat.op else "")
+        found = self._named.setdefault((op, over, stat.arg), Stat(name, op, over, stat.arg))
         self.add(found, finer)
         return found.var
