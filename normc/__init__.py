@@ -1,13 +1,15 @@
 """normc: a compiler for normalization(-activation) layers written as text."""
 
-from normc.errors import BackendError, FormulaError, NormcError, ShapeError
+from normc.errors import BackendError, CompileError, FormulaError, NormcError, ShapeError
 from normc.formula import Formula, parse, zoo
 from normc.ops.layer import Layer
+from normc.ops.many import compile_many
 from normc.ops.op import Op, compile
 from normc.reference import reference
 
 __all__ = [
     "BackendError",
+    "CompileError",
     "Formula",
     "FormulaError",
     "Layer",
@@ -15,6 +17,7 @@ __all__ = [
     "Op",
     "ShapeError",
     "compile",
+    "compile_many",
     "parse",
     "reference",
     "zoo",

@@ -65,7 +65,7 @@ TABLE = (
     Variable(
         "NORMC_BACKEND",
         "auto",
-        "auto, c, triton or torch",
+        "auto, c, triton, tape or torch",
         "The backend that `auto` means.",
         str.lower,
     ),

@@ -51,13 +51,15 @@ class Batches:
         self._pool = ThreadPoolExecutor(workers, "normc-cc")
         self._waiting: dict[str, tuple[str, Unit]] = {}  # by name: cache key and unit
         self._running: list[Future[None]] = []
+        self._known: set[str] = set()
 
     def add(self, unit: Unit) -> None:
         """Compile a unit soon, unless the cache has it."""
         key = c_compiler.key(unit.text)
-        if cache.get(key) is not None:
+        if key in self._known or cache.get(key) is not None:
             return
-        if unit.name in self._waiting:  # the same formula again, or one called the same
+        self._known.add(key)
+        if unit.name in self._waiting:  # another formula that is called the same
             self._start()
         self._waiting[unit.name] = key, unit
         if len(self._waiting) == self._size:

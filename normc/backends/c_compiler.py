@@ -11,6 +11,7 @@ import os
 import platform
 import shutil
 import subprocess
+import sys
 import tempfile
 import threading
 from functools import cache as once
@@ -31,7 +32,11 @@ _OTHER = ("-O2",)
 
 # No contraction: the same expression gives the same bits in every loop it is printed in, so that an
 # element still equals the maximum it was when the backward pass meets it again.
-_ALWAYS = ("-ffp-contract=off", "-fno-math-errno", "-fno-trapping-math", "-shared", "-fPIC", "-w")
+_ALWAYS = ("-ffp-contract=off", "-fno-math-errno", "-fno-trapping-math", "-shared", "-fPIC", "-w",
+           "-pipe")  # fmt: skip
+
+# A library that is missing (libomp) shall be missed now, not when the shared object is loaded.
+_LINK = ("-lm", "-Wl,-z,defs") if sys.platform == "linux" else ("-lm",)
 
 _CHOICES = (
     ("-march=native", "-fopenmp"),
@@ -144,7 +149,7 @@ def _made(text: str, name: str) -> Path:
 
 
 def _run(flags: tuple[str, ...], source: Path, to: Path) -> subprocess.CompletedProcess[str]:
-    command = [str(compiler()), *flags, "-o", str(to), str(source), "-lm"]
+    command = [str(compiler()), *flags, "-o", str(to), str(source), *_LINK]
     return subprocess.run(command, capture_output=True, text=True)
 
 

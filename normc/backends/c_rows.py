@@ -121,7 +121,7 @@ class RowSweeps:
         Batch statistics of a channels-first tensor jump from sample to sample.
         """
         p, order = self.places, self.places.job.plan.order
-        if len(loops) < 2 or order.index(loops[-1]) - order.index(loops[-2]) == 1:
+        if len(loops) < 2 or not p.job.unit or loops[-1] != order[-1] or loops[-2] == order[-2]:
             return
         far, near = index(loops[-2]), index(loops[-1])
         full = [v for v in sweep.reads if v.axes == FULL and v.name not in p.kept]

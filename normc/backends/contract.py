@@ -11,6 +11,7 @@ from __future__ import annotations
 import importlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Protocol
 
 from normc.errors import BackendError, nearest
@@ -82,6 +83,21 @@ class Run(Protocol):
     ) -> dict[str, Any]:
         """Every output and saved statistic by name, from every input by name."""
         ...
+
+
+@dataclass(frozen=True)
+class Plain:
+    """A `Run` that finds nothing out in advance: a function of geometry, tensors and eps."""
+
+    run: Callable[[Geometry, Mapping[str, Any], float], dict[str, Any]]
+
+    def bind(self, geometry: Geometry, tensors: Mapping[str, Any]) -> Bound:
+        return partial(self.run, geometry)
+
+    def __call__(
+        self, geometry: Geometry, tensors: Mapping[str, Any], eps: float
+    ) -> dict[str, Any]:
+        return self.run(geometry, tensors, eps)
 
 
 class Backend(Protocol):

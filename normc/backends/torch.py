@@ -7,14 +7,13 @@ source it prints is the Program itself: there is nothing to compile.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from functools import partial
 from math import prod
 
 import torch
 from torch import Tensor
 
-from normc.backends.contract import Bound, Job, Run, Source, joined
+from normc.backends.contract import Job, Plain, Run, Source, joined
 from normc.backends.memory import full_input, unview, view
 from normc.language.axes import FULL, ORDER, Axis
 from normc.language.expr import Call, Const, Expr, Var, children, postorder
@@ -44,21 +43,10 @@ class TorchBackend:
         return joined(sources)
 
     def load(self, jobs: Sequence[Job], sources: Sequence[Source]) -> list[Run]:
-        return [_Runner(job) for job in jobs]
+        return [Plain(partial(_run, job)) for job in jobs]
 
 
 backend = TorchBackend()
-
-
-@dataclass(frozen=True)
-class _Runner:
-    job: Job
-
-    def bind(self, geometry: Geometry, tensors: Mapping[str, Tensor]) -> Bound:
-        return partial(_run, self.job, geometry)
-
-    def __call__(self, geometry: Geometry, tensors: Mapping[str, Tensor], eps: float) -> Tensors:
-        return _run(self.job, geometry, tensors, eps)
 
 
 def _run(job: Job, geometry: Geometry, tensors: Mapping[str, Tensor], eps: float) -> Tensors:

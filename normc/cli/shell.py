@@ -18,6 +18,7 @@ class Backend(str, Enum):
 
     c = "c"
     triton = "triton"
+    tape = "tape"
     torch = "torch"
 
 

@@ -44,6 +44,7 @@ ABOUT = {
     "plan": "passes over memory; A is the bytes of one tensor",
     "c": "kernels for CPUs",
     "triton": "kernels for GPUs",
+    "tape": "instructions for a machine; no compiler is run",
     "torch": "plain torch operations",
     "ptx": "machine code for GPUs",
 }

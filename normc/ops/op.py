@@ -144,7 +144,7 @@ class Op:
 
 
 def compile(formula: Formula | str, backend: str = "auto") -> Op:
-    """Compile a formula, or its text, to an op; ``backend`` is auto, c, triton or torch.
+    """Compile a formula, or its text, to an op; ``backend`` is auto, c, triton, tape or torch.
 
     "auto" takes Triton for CUDA tensors and C for CPU tensors where they can run, torch otherwise.
     Raises `FormulaError` for a text that is no formula, `BackendError` for an unknown backend.

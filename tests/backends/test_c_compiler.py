@@ -70,7 +70,7 @@ def entries(root: Path) -> list[Path]:
 def step(op: normc.Op) -> torch.Tensor:
     """Forward and backward; the gradient of x."""
     x = torch.linspace(-2, 2, 2 * 8 * 9, dtype=torch.float64).reshape(2, 8, 3, 3).requires_grad_()
-    given = {p.name: torch.ones(8, dtype=torch.float64, requires_grad=True)
+    given = {p.name: torch.ones((8,) if p.axes else (), dtype=torch.float64, requires_grad=True)
              for p in op.formula.params}  # fmt: skip
     op(x, groups=2, **given).square().sum().backward()
     assert x.grad is not None

@@ -32,6 +32,10 @@ LAYERS = [
     ("silu(x)/channel_std(silu(x))*gamma", (2, 3, 70, 71), 1),
     ("silu(x)/batch_std(silu(x))*gamma", (2, 130, 17, 17), 1),
     ("(x - batch_group_mean(x))/batch_group_rms(tanh(x))*tanh(x)", (4, 12, 5, 5), 3),
+    ("x/rms[n,g](x)*gamma", (3, 12, 5, 7), 3),
+    ("tanh(x)/rms[s,k](tanh(x)) - mean[k](x)", (3, 12, 5, 7), 3),
+    ("x/max[k](x)*gamma + mean[g](x)*sum[n](x)", (3, 12, 5, 7), 3),
+    ("x/std[n,g,k](tanh(x))*tanh(x)", (3, 12, 5, 7), 3),
     ("x*channel_max(x)/instance_l2(exp(x)) + exp(x)*channel_mean(instance_l2(x))", (2, 7, 6, 5), 1),
 ]
 
