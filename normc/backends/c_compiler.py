@@ -104,8 +104,12 @@ def key(text: str) -> str:
 
 def compiled(text: str, name: str) -> Path:
     """The shared object of a unit, from the cache or compiled now; ``name`` is for messages."""
-    folder = cache.get(key(text)) or _made(text, name)
-    return folder / "kernel.so"
+    try:
+        return _entry(text, name) / "kernel.so"
+    except BackendError:
+        if not settle():
+            raise
+    return _entry(text, name) / "kernel.so"  # it was the flags that were refused
 
 
 def compile_into(folder: Path, text: str, name: str) -> None:
@@ -138,13 +142,7 @@ def settle() -> bool:
         return True
 
 
-def _made(text: str, name: str) -> Path:
-    """Compile a unit into the cache; once more if it was the flags that were refused."""
-    try:
-        return cache.get_or_build(key(text), lambda where: compile_into(where, text, name))
-    except BackendError:
-        if not settle():
-            raise
+def _entry(text: str, name: str) -> Path:
     return cache.get_or_build(key(text), lambda where: compile_into(where, text, name))
 
 

@@ -38,7 +38,7 @@ def compile_many(
 
     "full" makes the kernels that `compile` makes, ``workers`` compilers at a time (None: one per
     processor). "fast" runs no compiler: a few milliseconds make a tape, whose kernels take two to
-    four times as long. One wrong formula does not stop the others:
+    three times as long; float32 and float64 only. One wrong formula does not stop the others:
 
     >>> [type(one).__name__ for one in compile_many(["x/channel_rms(x)", "x/rns(x)"])]
     ['Op', 'CompileError']

@@ -51,8 +51,9 @@ def runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[], int]:
     log, script, real = tmp_path / "log", tmp_path / "cc", c_compiler.compiler()
     script.write_text(
         f'#!/bin/sh\ncase "$*" in *--version*) exec {real} --version;; esac\necho run >> {log}\n'
-        f'for a in "$@"; do case "$a" in *.c) grep -q "^ . atan" "$a" && echo no >&2 && exit 1;; esac\n'
-        f'done\nexec {real} "$@"\n'
+        'for a in "$@"; do case "$a" in\n'
+        '*.c) grep -q "^ . atan" "$a" && echo no >&2 && exit 1;;\n'
+        f'esac; done\nexec {real} "$@"\n'
     )
     script.chmod(0o755)
     monkeypatch.setenv("CC", str(script))
