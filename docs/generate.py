@@ -7,6 +7,7 @@ stage, is asked of normc. tests/test_docs.py fails when a page differs from what
 
 from __future__ import annotations
 
+import json
 import re
 import shlex
 from collections.abc import Callable, Iterable, Sequence
@@ -422,7 +423,26 @@ QUOTE = re.compile(r"^(<!-- output of: (.*?) -->\n```\w*\n)(.*?)^```$", re.MULTI
 def readme() -> str:
     """README.md, with what it quotes brought up to date."""
     text = README.read_text("utf-8")
+    text = SPEED.sub(lambda found: f"{found[1]}{speed()}\n{found[2]}", text)
     return QUOTE.sub(lambda found: f"{found[1]}{quote(found[2])}\n```", text)
+
+
+SPEED = re.compile(r"^(<!-- speed -->\n).*?(<!-- end of speed -->)$", re.MULTILINE | re.DOTALL)
+"""Where the README has a few columns of the benchmark."""
+
+
+def speed() -> str:
+    """The largest contiguous float32 tensors of docs/benchmarks/cpu.json, as a table."""
+    found = json.loads((DOCS / "benchmarks" / "cpu.json").read_text("utf-8")).values()
+    rows = [r for r in found if (r["dtype"], r["layout"]) == ("float32", "contiguous")]
+    largest = max(r["size"] for r in rows)
+    lines = ["| layer | time / floor | torch.compile / ours | eager / ours |", "|---|--:|--:|--:|"]
+    for row in (r for r in rows if r["size"] == largest):
+        times = row["passes"]["forward+backward"]["times"]
+        ratios = [times["normc"]["over_floor"]]
+        ratios += [times[who]["times_ours"] for who in ("inductor", "eager")]
+        lines.append(f"| `{row['row']}` | " + " | ".join(f"{r:.2f}" for r in ratios) + " |")
+    return "\n".join(lines)
 
 
 def quote(about: str) -> str:

@@ -140,11 +140,16 @@ FUNCTIONS = ("exp", "expm1", "log", "log1p", "sigmoid", "tanh", "erf")
 """Primitives that are spelled here in float32, as ``exp_(x)``."""
 
 
+def called(code: str) -> set[str]:
+    """The names of the functions that a text calls."""
+    return set(re.findall(r"(\w+)\(", code))
+
+
 def definitions(code: str) -> str:
     """The texts of the functions that ``code`` calls, directly or not, in order."""
-    wanted: list[str] = []
+    known, wanted = called(code), list[str]()
     for name in reversed(_TEXTS):
-        everything = "\n".join([code, *wanted])
-        if re.search(rf"\b{name}\(", everything):
+        if name in known:
             wanted.insert(0, _TEXTS[name])
+            known |= called(_TEXTS[name])
     return "\n".join(wanted)

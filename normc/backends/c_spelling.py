@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import re
 
 from normc.backends import c_math
 from normc.backends.emit import Spelling
@@ -135,13 +134,13 @@ _HELPERS = {
 }  # NaN wins in max and min, as in torch
 
 
-def _libm(text: str) -> str:
-    """Declarations of the libm functions that a text calls."""
+def _libm(known: set[str]) -> str:
+    """Declarations of the libm functions among ``known``."""
     calls = [(n, "a") for n in _ONE] + [("pow", "a, b")]
     lines: list[str] = []
     for name, arguments in calls:
         for function, kind in ((name, "double"), (name + "f", "float")):
-            if re.search(rf"\b{function}\(", text):
+            if function in known:
                 inside = ", ".join(f"{kind} {a}" for a in arguments.split(", "))
                 lines.append(f"{kind} {function}({inside});")
     return "\n".join(lines)
@@ -150,12 +149,13 @@ def _libm(text: str) -> str:
 def declarations(code: str, dtype: str) -> str:
     """Types, libm functions, own functions and helpers: no more than ``code`` uses."""
     half = dtype in HALF
-    helpers = [text for name, text in _HELPERS.items() if re.search(rf"\b{name}\(", code)]
-    if re.search(r"\bput_\(", code):
+    known = c_math.called(code)
+    helpers = [text for name, text in _HELPERS.items() if name in known]
+    if "put_" in known:
         words = ("store", "wide_from", _NARROW) if half else ("real", "from", "")
         helpers += [_LINE, _PUT.format(store=words[0], wide=words[1], narrow=words[2])]
     conversions = [_HALVES[dtype]] if half else []
     own = "\n".join([code, *conversions])
     types = _PRELUDE.format(real=TYPES[dtype]) + "typedef unsigned short store;\n" * half
-    parts = [types + _libm(code), c_math.definitions(own), *conversions, *helpers]
+    parts = [types + _libm(known), c_math.definitions(own), *conversions, *helpers]
     return "\n".join(part for part in parts if part)
