@@ -117,7 +117,8 @@ def _partial_sums(program: Program, order: tuple[Axis, ...], split: bool) -> Pro
         if s.name in essential or not splits or grid & ~s.arg.axes:
             stats.append(s)
             continue
-        part = Stat(f"{s.name}_part", s.op, s.over & ~grid, s.arg)
+        taken = any(other.name == f"{s.name}_part" for other in program.stats)
+        part = Stat(f"{s.name}_part{2 if taken else ''}", s.op, s.over & ~grid, s.arg)
         found = known.setdefault((part.op, part.over, part.arg), part)
         if found is part:
             stats.append(part)

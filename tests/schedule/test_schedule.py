@@ -114,6 +114,13 @@ def test_channels_last_batch_statistics_are_taken_per_sample_in_rows_of_channels
         assert [k.grid for k in plan.kernels] == [rows, Axis.G | Axis.K, rows]
 
 
+def test_a_sum_may_be_split_twice():
+    text = "param alpha = 0.5; alpha, sigmoid(v + batch_group_l1(x))"
+    for program in both(text):
+        for order in ORDERS.values():
+            legal(schedule(program, order))
+
+
 def test_coarse_statistics_come_from_finer_ones():
     forward, backward = both(normc.zoo["evonorm_b0"].text)
     for program in (forward, backward):
