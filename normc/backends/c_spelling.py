@@ -67,7 +67,8 @@ typedef float line __attribute__((vector_size(32), aligned(1), may_alias));
 #endif"""
 
 _PUT = """\
-static __attribute__((noinline)) void put_({store} *restrict to, const real *restrict {wide}, i64 n, int stream) {{
+static __attribute__((noinline))
+void put_({store} *restrict to, const real *restrict {wide}, i64 n, int stream) {{
   i64 i = 0;{narrow}
 #ifdef STREAM  /* past the cache: lines that are written whole need not be read first */
   const i64 step = sizeof(line)/sizeof({store});
