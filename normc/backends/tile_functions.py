@@ -122,12 +122,13 @@ _POWER = '''
 @triton.jit
 def power(x, y, REAL: tl.constexpr):
     """IEEE 754's pow; its logarithm is taken in float64, which a float32 exponential needs."""
-    x = tl.cast(x, tl.float64)
-    y = tl.cast(y, tl.float64)
+    x = tl.full([], 1.0, tl.float64) * x  # either may be a bare number
+    y = tl.full([], 1.0, tl.float64) * y
+    x, y = tl.broadcast(x, y)
     a = tl.abs(x)
     whole = tl.floor(y) == y
     odd = whole & (tl.floor(0.5 * y) != 0.5 * y)
-    value = tl.where((a == 1.0) & (y == y), 1.0, tl.exp(y * tl.log(a)))
+    value = tl.where((a == 1.0) & (y <= float("inf")), 1.0, tl.exp(y * tl.log(a)))
     value = tl.where(odd & (tl.where(x == 0.0, 1.0 / x, x) < 0.0), -1.0 * value, value)
     value = tl.where((x < 0.0) & (a < float("inf")) & (whole == 0), float("nan"), value)
     return tl.where((y == 0.0) | (x == 1.0), 1.0, value).to(REAL)

@@ -6,7 +6,7 @@ loaded. No name of normc's own ends like these, so none can collide, whatever a 
 
 from __future__ import annotations
 
-from collections.abc import Generator, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import contextmanager
 from itertools import pairwise
 from textwrap import wrap
@@ -19,10 +19,13 @@ from normc.language.reductions import EPS
 START = {"sum": "0.0", "max": 'float("-inf")', "min": 'float("inf")'}
 """What changes no fold: the value of masked lanes, and of totals before the first tile."""
 
-_FOLD = {
-    "sum": "tl.sum({}, {}, keep_dims=True)",
-    "max": "tl.reduce({}, {}, larger, keep_dims=True)",
-    "min": "tl.reduce({}, {}, smaller, keep_dims=True)",
+ARRIVED, WAIT = "arrived", "WAIT"
+"""How often programs of a cluster have come to a meeting; whether they wait there."""
+
+FOLD = {
+    "sum": "tl.sum({}, {}{})",
+    "max": "tl.reduce({}, {}, larger{})",
+    "min": "tl.reduce({}, {}, smaller{})",
 }
 
 
@@ -60,16 +63,26 @@ class Scope:
         self._depth -= 1
         self._known = known
 
+    @contextmanager
+    def branch(self, head: str) -> Generator[None, None, None]:
+        """The body of a branch that is chosen when the kernel is compiled."""
+        self.add(f"{head}:")
+        self._depth += 1
+        yield
+        self._depth -= 1
+
     def signature(self, summary: str) -> None:
         """The definition's first lines."""
         form = self.form
         rows = [
             [pointer(v) for v in form.pointers],
             [f"{stat.name}_parts" for stat in form.kernel.carries],
+            [*form.handed, *([ARRIVED] if form.meets else [])],
             [f"{name}_{letter}" for name, letter in form.strides],
             [d.size for d in form.sizes],
-            ["EPS: tl.constexpr", "INDEX: tl.constexpr"],
+            [f"{name}: tl.constexpr" for name in ("EPS", "INDEX", *([WAIT] if form.meets else []))],
             [f"{d.block(i)}: tl.constexpr" for d, i in form.blocks],
+            [f"{name}: tl.constexpr" for name in form.shares],
         ]
         self._lines += ["@triton.jit", f"def {form.name}("]
         for row in rows:
@@ -84,13 +97,19 @@ class Scope:
         return "\n".join([*self._lines[: self._top], *scalars, *self._lines[self._top :]])
 
     # --- indices ---------------------------------------------------------------------------------
+    def parts(self) -> None:
+        """Which of the programs that share an instance this one is, innermost dimension first."""
+        self.add("program = tl.program_id(0)")
+        for d in reversed(self.form.free):
+            self.add(f"{d.letter}_part = program % {d.parts}", f"program = program // {d.parts}")
+
     def instances(self, program: str) -> None:
         """The indices of a program over the grid, innermost first."""
         grid = self.form.grid
         for d in reversed(grid):
             blocks = f"tl.cdiv({d.size}, {d.block()})"
             here = "program" if d is grid[0] else f"program % {blocks}"
-            if d is grid[-1]:
+            if d is grid[-1] and program != "program":
                 self.add(f"program = {program}")
             self.index(d, f"{here}*{d.block()}", d.block())
             if d is not grid[0]:
@@ -98,8 +117,10 @@ class Scope:
 
     def index(self, d: Dim, first: str, extent: str) -> None:
         """Bind the index of a dimension, and c where groups and channels in them make it up."""
-        view = ", ".join(":" if other == d else "None" for other in self.form.dims)
-        self.add(f"{d.letter} = span({first}, {extent}, INDEX)[{view}]")
+        view = expanded([d], self.form.dims)
+        self.add(
+            f"{d.letter}_i = span({first}, {extent}, INDEX)", f"{d.letter} = {d.letter}_i{view}"
+        )
         self.add(f"{d.letter}_in = {d.letter} < {d.size}")
         self._known.append(d)
         if d.letter in "gk" and {"g", "k"} <= {other.letter for other in self._known}:
@@ -108,6 +129,20 @@ class Scope:
     def mask(self, axes: Axis) -> str:
         """The condition under which an element over ``axes`` exists."""
         return " & ".join(f"{d.letter}_in" for d in self.form.along(axes))
+
+    def owned(self, axes: Axis) -> str:
+        """The condition under which this program is the one that stores an element."""
+        others = [d for d in self.form.free if not d.axes & axes] if self.form.shared else []
+        first = [f"({d.letter}_part == 0)" for d in others]
+        return " & ".join([*filter(None, [self.mask(axes)]), *first])
+
+    def here(self, axes: Axis, share: Callable[[Dim], str]) -> str:
+        """How many elements over ``axes`` this program has, who walks ``share(d)`` indices of d."""
+        terms = [
+            f"tl.minimum({share(d)}, {d.size} - {d.letter}_part*{share(d)})"
+            for d in self.form.along(axes)
+        ]
+        return f"tl.cast({'*'.join(terms)}, {self.real})"
 
     def extents(self, i: int, axes: Axis) -> list[str]:
         """The shape of a tile over ``axes`` in a sweep."""
@@ -126,7 +161,7 @@ class Scope:
             if after - first > 1:
                 shape[first:after] = ["*".join(shape[first:after]), *["1"] * (after - first - 1)]
                 text = f"tl.reshape({text}, [{', '.join(shape)}])"
-            text = _FOLD[op].format(text, first)
+            text = FOLD[op].format(text, first, ", keep_dims=True")
             shape[first] = "1"
         return text
 
@@ -163,10 +198,37 @@ class Scope:
         return [text or f"tl.zeros([{ones}], tl.int32)"]
 
     def load(self, v: Var) -> str:
-        """The text that reads a tile of a tensor, or a parameter that is one number."""
+        """The text that reads a tile of a tensor, or a parameter that is one number.
+
+        What lacks an axis is read as a tile of fewer dimensions: a thread that holds neighbours
+        along the missing one would read it again for each.
+        """
         if not v.axes:
             return f"tl.load({pointer(v)}).to({self.real})"
-        return f"tl.load({self.place(v)}, {self.mask(v.axes)}, 0.0).to({self.real})"
+        if v.axes == FULL:
+            return f"tl.load({self.place(v)}, {self.mask(v.axes)}, 0.0).to({self.real})"
+        inner = self.small(v.axes)
+        inside = " & ".join(f"({inner[d]} < {d.size})" for d in inner)
+        text = f"tl.load({pointer(v)} + {self.dense(inner)}, {inside}, 0.0).to({self.real})"
+        return text + expanded(list(inner), self.form.dims)
+
+    def small(self, axes: Axis, *after: str) -> dict[Dim, str]:
+        """The indices of a tile that has only the dimensions of ``axes``, and others after them."""
+        dims = self.form.along(axes)
+        rank = len(dims) + len(after)
+        views = [", ".join(":" if i == j else "None" for i in range(rank)) for j in range(rank)]
+        return {
+            d: f"{d.letter}_i[{view}]" if rank > 1 else f"{d.letter}_i"
+            for d, view in zip(dims, views, strict=False)
+        }
+
+    def dense(self, indices: Mapping[Dim, str]) -> str:
+        """The place of an element in a dense tensor over the dimensions of these indices."""
+        text = ""
+        for d in sorted(indices, key=lambda d: d.axes.value):
+            outer = f"({text})" if " " in text else text
+            text = f"{outer}*{d.size} + {indices[d]}" if outer else indices[d]
+        return text
 
     def store(self, v: Var, value: str) -> None:
         """Write a value over at most the axes of ``v``."""
@@ -174,8 +236,15 @@ class Scope:
 
     def store_at(self, place: str, axes: Axis, value: str) -> None:
         """Write a value over ``axes``."""
-        inside = f", {self.mask(axes)}" if axes else ""
+        owned = self.owned(axes)
+        inside = f", {owned}" if owned else ""
         self.add(f"tl.store({place}, {value}{inside})")
+
+
+def expanded(own: Sequence[Dim], dims: Sequence[Dim]) -> str:
+    """The subscript that gives a tile of some dimensions the others, of extent 1."""
+    view = ", ".join(":" if d in own else "None" for d in dims)
+    return f"[{view}]" if "None" in view else ""
 
 
 def pointer(v: Var) -> str:

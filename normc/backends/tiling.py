@@ -1,15 +1,22 @@
-"""Tiling: the forms a kernel of a plan can take, what it is launched with, and its tiles' sizes.
+"""Tiling: the schedules a kernel of a plan can take, and what its text and its launch agree on.
 
-Every axis is one dimension of a tile, and a dimension's extent is a power of two: so no index is
-ever taken apart by division, and layouts are strides. Groups and channels are one dimension, ``c``,
-where a kernel never tells them apart. A program takes a block of indices along each axis of the
-grid and walks the others. In the *resident* form these lie in one tile, whole; in the *streaming*
-form every sweep loops over them in blocks of its own.
+Every axis is one dimension of a tile, and a dimension's extent is a power of two: so no index of an
+element is ever taken apart by division, and layouts are strides. Groups and channels are one
+dimension, ``c``, where a kernel never tells them apart. A program takes a block of indices along
+each axis of the grid, an *instance* or several, and walks the other axes:
+
+                                     one program per instance     several programs share it
+    all of it in registers           resident                     cluster
+    loops, and reads it once more    streaming                    split
+
+Programs that share an instance each have a box of it, and hand each other the states of their
+reductions through memory. Those of a cluster wait for each other in one launch; split ends the
+launch there.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cached_property
 from math import prod
@@ -20,7 +27,9 @@ from normc.language.expr import Var, variables
 from normc.language.geometry import Geometry
 from normc.language.reductions import counted
 from normc.program.program import Stat
-from normc.schedule.plan import Kernel, Sweep
+from normc.schedule.plan import Fold, Kernel, Sweep
+
+SCHEDULES = ("resident", "streaming", "cluster", "split")
 
 
 @dataclass(frozen=True)
@@ -35,6 +44,16 @@ class Dim:
         """What its size is called."""
         return self.letter.upper()
 
+    @property
+    def share(self) -> str:
+        """What the number of indices that one of several programs walks is called."""
+        return f"SHARE_{self.size}"
+
+    @property
+    def parts(self) -> str:
+        """What the number of programs along it is called."""
+        return f"PARTS_{self.size}"
+
     def block(self, sweep: int | None = None) -> str:
         """What the extent along it is called, in one sweep or in the whole kernel."""
         return f"BLOCK_{self.size}{'' if sweep is None else sweep}"
@@ -42,16 +61,24 @@ class Dim:
 
 @dataclass(frozen=True)
 class Form:
-    """One kernel of a job in one form: what its text and its launch have to agree on."""
+    """One kernel of a job under one schedule."""
 
     job: Job
     kernel: Kernel
     resident: bool
+    shared: bool = False
+
+    @property
+    def schedule(self) -> str:
+        """Its name among `SCHEDULES`."""
+        alone = "resident" if self.resident else "streaming"
+        together = "cluster" if self.resident else "split"
+        return together if self.shared else alone
 
     @property
     def name(self) -> str:
         """The name of the function in the source."""
-        return f"{self.job.entry}_{self.kernel.name}_{'resident' if self.resident else 'streaming'}"
+        return f"{self.job.entry}_{self.kernel.name}_{self.schedule}"
 
     @cached_property
     def dims(self) -> tuple[Dim, ...]:
@@ -65,7 +92,7 @@ class Form:
 
     @property
     def free(self) -> tuple[Dim, ...]:
-        """The dimensions that a program walks."""
+        """The dimensions that a program, or those that share an instance, walk."""
         return self.along(FULL & ~self.kernel.grid)
 
     def along(self, axes: Axis) -> tuple[Dim, ...]:
@@ -84,6 +111,29 @@ class Form:
         stats = [s.var for w in sweeps for f in w.folds for s in f.stats if self.stores(s)]
         return (*self.kernel.reads, *(o.var for w in sweeps for o in w.writes), *stats)
 
+    @cached_property
+    def handed(self) -> tuple[str, ...]:
+        """The tensors in which programs hand each other the numbers of states."""
+        folds = [f for w in self.kernel.sweeps for f in w.folds] if self.shared else []
+        return tuple(name for fold in folds for name in handed(fold))
+
+    @property
+    def meets(self) -> int:
+        """How often the programs of a cluster wait for each other."""
+        waits = sum(any(w.folds for w in phase) for phase in self.kernel.phases)
+        return waits if self.schedule == "cluster" else 0
+
+    @property
+    def large(self) -> bool:
+        """Whether it moves any tensor of x's size, and has something to share."""
+        moved = (*self.kernel.reads, *(v for w in self.kernel.sweeps for v in w.stores))
+        return bool(self.free) and any(v.axes == FULL for v in moved)
+
+    @property
+    def turns(self) -> bool:
+        """Whether a program takes several blocks of instances, one after the other."""
+        return bool(self.kernel.carries or self.meets)
+
     @property
     def strides(self) -> tuple[tuple[str, str], ...]:
         """The strides passed: of full-size tensors, without the one that is known to be 1."""
@@ -99,16 +149,35 @@ class Form:
         looped = [(d, i) for i, w in enumerate(self.kernel.sweeps) for d in self.looped(w)]
         return (*((d, None) for d in self.grid), *looped)
 
+    @property
+    def shares(self) -> tuple[str, ...]:
+        """The numbers passed that say how programs share an instance."""
+        if not self.shared:
+            return ()
+        share = () if self.resident else tuple(d.share for d in self.free)
+        return (*(d.parts for d in self.free), *share, *self.merges.values())
+
+    @property
+    def merges(self) -> dict[int, str]:
+        """By sweep: what the extent is called in which the states of all programs are read."""
+        every = range(len(self.kernel.sweeps)) if self.meets else ()
+        return {i: f"MERGE{i}" for i in every if self.kernel.sweeps[i].folds}
+
     def looped(self, sweep: Sweep) -> tuple[Dim, ...]:
-        """The dimensions over which the streaming form loops in a sweep, outermost first."""
+        """The dimensions over which a form that is not resident loops in a sweep."""
         return (*self.along(sweep.rows), *self.along(sweep.cols))
 
     def stores(self, stat: Stat) -> bool:
         """Whether a statistic goes through memory: to other kernels, or from row to row."""
+        if self.schedule == "split":  # a kernel of its own finishes them
+            return False
+        return self.outlives(stat) or not (self.resident or self.registered(stat))
+
+    def outlives(self, stat: Stat) -> bool:
+        """Whether a statistic is read by another kernel, or after the call."""
         plan = self.job.plan
         others = (v for k in plan.kernels if k.name != self.kernel.name for v in k.reads)
-        outlives = stat.name in plan.saved or any(v.name == stat.name for v in others)
-        return outlives or not (self.resident or self.registered(stat))
+        return stat.name in plan.saved or any(v.name == stat.name for v in others)
 
     def registered(self, stat: Stat) -> bool:
         """Whether a statistic is still in registers when its sweep is over."""
@@ -140,9 +209,19 @@ class Form:
         return any(axes & CHANNEL not in (CHANNEL, NONE) for axes in every)
 
 
+def handed(fold: Fold) -> list[str]:
+    """The tensors through which the numbers of a fold's state go from program to program."""
+    return [f"{fold.stats[0].name}_{f.name}_parts" for f in fold.state.folds]
+
+
 def sum_name(job: Job, stat: Stat) -> str:
     """The name of the kernel that adds up the parts of a carried sum."""
     return f"{job.entry}_{stat.name}_parts"
+
+
+def finish_name(form: Form, sweep: int) -> str:
+    """The name of the kernel that merges what the programs of a split sweep have handed over."""
+    return f"{form.name}_finish{sweep}"
 
 
 def union(sets: Iterable[Axis]) -> Axis:
@@ -153,109 +232,42 @@ def union(sets: Iterable[Axis]) -> Axis:
     return axes
 
 
-@dataclass(frozen=True)
-class Config:
-    """How one kernel is launched: its form, the extents of its tiles by name, its warps."""
-
-    form: Form
-    blocks: tuple[tuple[str, int], ...]
-    warps: int
-
-    def programs(self, geometry: Geometry) -> int:
-        """How many programs there are, or blocks for programs to take in turn."""
-        blocks = dict(self.blocks)
-        return prod(-(-geometry.count(d.axes) // blocks[d.block()]) for d in self.form.grid)
-
-
-ON_CHIP = 16384  # float32 numbers of all tensors together that a program keeps in registers
-STREAMED = 2048  # of all tensors together that a loop reads at once
-NEIGHBOURS = (32, 16, 8, 4)  # instances next to each other in memory that a program takes
-SECTOR = 32  # bytes of memory that are read together at the least
-SMALL = 1024  # elements below which a program takes several instances
-PROGRAMS = 1024  # that keep a large GPU busy
-PARTS = 256  # programs, at most, that carry a sum over the grid
-
-
-def choose(job: Job, kernel: Kernel, geometry: Geometry) -> Config:
-    """The configuration without a device to try it on: resident if everything fits on chip."""
-    form = Form(job, kernel, True)
-    sizes = {d.letter: geometry.count(d.axes) for d in form.sizes}
-    weight = max(1, sum(v.axes == FULL for v in kernel.reads)) * _bytes(job.wide) // 4
-    whole = {d.letter: ceiling(sizes[d.letter]) for d in form.free}
-    widths = [n for n in NEIGHBOURS if n * _bytes(job.dtype) >= SECTOR]
-    choices = [_lanes(form, sizes, width) for width in widths]
-    fitting = [c for c in choices if prod((whole | c).values()) * weight <= ON_CHIP]
-    busy = [c for c in fitting or choices if _programs(form, sizes, c) >= PROGRAMS]
-    lanes = (busy or (fitting or choices)[-1:])[0]
-    if fitting:
-        return _resident(form, sizes, whole | lanes)
-    return _streaming(Form(job, kernel, False), sizes, lanes, max(1, STREAMED // weight))
-
-
 def ceiling(size: int) -> int:
     """The least power of two that is not less."""
     return 1 << max(0, size - 1).bit_length()
 
 
-def _bytes(dtype: str) -> int:
-    return {"float64": 8, "float32": 4}.get(dtype, 2)
+@dataclass(frozen=True)
+class Config:
+    """How one form is launched: the extents of its tiles and shares by name, and its warps."""
 
+    form: Form
+    blocks: tuple[tuple[str, int], ...]
+    warps: int
 
-Extents = Mapping[str, int]  # of dimensions, by their letters
+    def blocks_of_instances(self, geometry: Geometry) -> int:
+        """How many blocks of instances there are, for programs to take in turn."""
+        blocks = dict(self.blocks)
+        return prod(-(-geometry.count(d.axes) // blocks[d.block()]) for d in self.form.grid)
 
+    @property
+    def parts(self) -> int:
+        """How many programs share an instance."""
+        return self.parts_along(FULL) if self.form.shared else 1
 
-def _lanes(form: Form, sizes: Extents, width: int) -> dict[str, int]:
-    """Instances per program: several where neighbours in memory are other instances."""
-    lanes = {d.letter: 1 for d in form.grid}
-    if form.grid and form.dims[-1] in form.grid:
-        inner = form.dims[-1].letter
-        lanes[inner] = min(ceiling(sizes[inner]), width)
-    return lanes
+    def parts_along(self, axes: Axis) -> int:
+        """How many programs there are along ``axes``."""
+        blocks = dict(self.blocks)
+        return prod(blocks[d.parts] for d in self.form.free if d.axes & axes)
 
+    @property
+    def meets(self) -> int:
+        """How often programs really wait for each other: where an instance's rows are shared."""
+        if not self.form.meets:
+            return 0
+        phases = [union(w.cols for w in p if w.folds) for p in self.form.kernel.phases]
+        return sum(self.parts_along(axes) > 1 for axes in phases)
 
-def _programs(form: Form, sizes: Extents, extents: Extents) -> int:
-    return prod(-(-sizes[d.letter] // extents[d.letter]) for d in form.grid)
-
-
-def _resident(form: Form, sizes: Extents, extents: dict[str, int]) -> Config:
-    """Everything in one tile; of small instances several, while enough programs are left."""
-    for d in reversed(form.grid):
-        while extents[d.letter] < sizes[d.letter] and prod(extents.values()) < SMALL:
-            if _programs(form, sizes, extents) < 2 * PROGRAMS:
-                break
-            extents[d.letter] *= 2
-    blocks = tuple((d.block(), extents[d.letter]) for d in form.dims)
-    return Config(form, blocks, _warps(prod(extents.values())))
-
-
-def _streaming(form: Form, sizes: Extents, lanes: Extents, most: int) -> Config:
-    """Each sweep has tiles of its own, long along what lies together in memory."""
-    blocks = {d.block(): lanes[d.letter] for d in form.grid}
-    largest = 1
-    for i, sweep in enumerate(form.kernel.sweeps):
-        tile = prod(lanes.values())
-        for d in sorted(form.looped(sweep), key=form.dims.index, reverse=True):
-            extent = _tight(sizes[d.letter], max(1, most // tile))
-            blocks[d.block(i)] = extent
-            tile *= extent
-        largest = max(largest, tile)
-    return Config(form, tuple(blocks.items()), _warps(largest * _crowd(form)))
-
-
-def _tight(size: int, most: int) -> int:
-    """The largest power of two up to ``most`` whose last block is not mostly empty."""
-    block = min(ceiling(size), ceiling(most + 1) // 2)
-    while block > 64 and -(-size // block) * block > 1.125 * size:
-        block //= 2
-    return block
-
-
-def _crowd(form: Form) -> int:
-    """2 where many values per element have to be in registers at once, else 1."""
-    tensors = sum(v.axes == FULL for v in form.kernel.reads)
-    return 2 if tensors + max(len(w.folds) for w in form.kernel.sweeps) > 4 else 1
-
-
-def _warps(elements: int) -> int:
-    """Eight elements of a tensor per thread, more where a tile is large."""
-    return max(1, min(16, elements // 256))
+    def programs(self, geometry: Geometry) -> int:
+        """How many programs there are, if none takes several blocks."""
+        return self.parts * self.blocks_of_instances(geometry)

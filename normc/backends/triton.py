@@ -1,23 +1,24 @@
 """The Triton backend, as long as it is because no other file may import triton.
 
-The text of kernels comes from `normc.backends.tiles`, the sizes of their tiles from
-`normc.backends.tiling`. Here the text becomes a file in the cache and is imported from there; its
-kernels are launched on a GPU, or under Triton's interpreter on the CPU, or compiled ahead of time
-for a GPU that need not be present.
+The text of kernels comes from `tiles`, the sizes of tiles from `tile_choice`, what a launch is from
+`launches`, and `calls` takes tensors to it. Here the text becomes a file in the cache and is
+imported from there; its kernels are compiled, for the GPU that is there or ahead of time for one
+that need not be, or run by Triton's interpreter on the CPU.
 """
 
 from __future__ import annotations
 
 import importlib
 import importlib.util
-import os
 import re
 import subprocess
 import tempfile
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
-from functools import lru_cache, partial
-from math import prod
+from collections.abc import Callable, Generator, Iterator, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
+from dataclasses import dataclass, replace
+from functools import cache as once
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -26,15 +27,17 @@ from torch import Tensor
 
 from normc import config
 from normc.backends import cache
-from normc.backends.contract import Bound, Job, Run, Source, joined
-from normc.backends.memory import Strides, full_input, strides_of, unview, view, walkable
+from normc.backends.contract import Job, Run, Source, joined
+from normc.backends.gpus import MACHINES, Machine
+from normc.backends.launches import ALIGNED, MOST, Launch, divisor, followers, main_launch, sized
+from normc.backends.memory import Strides
+from normc.backends.tile_choice import Schedule, candidates, wider
 from normc.backends.tiles import source
-from normc.backends.tiling import PARTS, Config, choose, sum_name
-from normc.errors import BackendError
-from normc.language.axes import CHANNEL, FULL, NONE
-from normc.language.expr import Var
+from normc.backends.tiling import SCHEDULES
+from normc.backends.calls import Kind, Runner, Start
+from normc.errors import BackendError, nearest
+from normc.language.axes import CHANNEL, FULL
 from normc.language.geometry import Geometry
-from normc.program.program import Stat
 from normc.schedule.plan import Able, Kernel
 
 
@@ -48,17 +51,25 @@ def _part(name: str) -> Any:
 
 triton, tl = _part("triton"), _part("triton.language")
 
-Choose = Callable[[Job, Kernel, Geometry], Config]
+Choose = Callable[[Job, Kernel, Geometry, Machine], list[Schedule]]
+"""The schedules that a kernel could be launched under, the most promising first."""
 
 _DTYPES = ("float32", "float64", "float16", "bfloat16")
-_MOST = 2**31 - 1  # programs of a launch, and what a 32-bit index can hold
+_SHORT = {
+    "float32": "fp32",
+    "float64": "fp64",
+    "float16": "fp16",
+    "bfloat16": "bf16",
+    "int64": "i64",
+}
+_only: ContextVar[str] = ContextVar("only", default="")
 
 
 @dataclass(frozen=True)
 class TritonBackend:
-    """Prints, imports and launches Triton kernels."""
+    """Prints, imports, compiles and launches Triton kernels."""
 
-    choose: Choose = choose
+    choose: Choose = candidates
     name: str = "triton"
     able: Able = Able(carry=True)
 
@@ -81,8 +92,11 @@ class TritonBackend:
         return joined(sources)
 
     def load(self, jobs: Sequence[Job], sources: Sequence[Source]) -> list[Run]:
-        every = zip(jobs, sources, strict=True)
-        return [_Runner(job, _module(source), self.choose) for job, source in every]
+        kind = _Interpreter if interpreted() else _Driver
+        return [
+            Runner(job, module, lambda module: kind(module, self.choose, _only.get()))
+            for job, module in zip(jobs, map(_module, sources), strict=True)
+        ]
 
 
 backend = TritonBackend()
@@ -91,6 +105,35 @@ backend = TritonBackend()
 def interpreted() -> bool:
     """Whether kernels run in Triton's interpreter."""
     return bool(triton.knobs.runtime.interpret)
+
+
+@contextmanager
+def forced(schedule: str) -> Generator[None, None, None]:
+    """Take one schedule for every kernel that has it, in ops that are compiled in the ``with``.
+
+    ``schedule`` is resident, streaming, cluster or split; a kernel whose instances do not fit on
+    chip has no resident one, and so on: such a kernel is launched as it would be without.
+    """
+    if schedule not in SCHEDULES:
+        choices = ", ".join(SCHEDULES)
+        raise BackendError(
+            f"no schedule is called `{schedule}`{nearest(schedule, SCHEDULES)}: {choices}"
+        )
+    token = _only.set(schedule)
+    try:
+        yield
+    finally:
+        _only.reset(token)
+
+
+def offered(
+    choose: Choose, only: str, job: Job, geometry: Geometry, machine: Machine
+) -> Iterator[tuple[Kernel, list[Schedule]]]:
+    """For each kernel of a job what can be launched, in order of preference."""
+    for kernel in job.plan.kernels:
+        every = choose(job, kernel, geometry, machine)
+        some = [s for s in every if any(c.form.schedule == only for c in s)]
+        yield kernel, some or every
 
 
 def _module(source: Source) -> Any:
@@ -112,175 +155,222 @@ def _write(path: Path, text: str) -> None:
     config.debug(1, f"wrote {path.name}")
 
 
-@dataclass(frozen=True)
-class Launch:
-    """One launch, but for its tensors."""
-
-    name: str  # of the function in the source
-    programs: int
-    tensors: tuple[str, ...]
-    numbers: tuple[int, ...]  # strides and sizes
-    constants: Mapping[str, Any]  # EPS, INDEX and the extents of tiles
-    warps: int
-
-    def options(self, hip: bool) -> dict[str, Any]:
-        """What Triton is told beside the arguments; a warp of an AMD GPU is twice as wide.
-
-        Products and sums are not contracted: what two kernels compute is the same number in both,
-        so that a tie of max or min in forward is a tie again in backward.
-        """
-        warps = max(1, self.warps // 2) if hip else self.warps
-        return {"num_warps": warps, "enable_fp_fusion": False}
+def _constants(launch: Launch) -> dict[str, Any]:
+    """The constants of a launch as Triton takes them."""
+    named = {"int32": tl.int32, "int64": tl.int64}
+    return {name: named.get(value, value) if isinstance(value, str) else value
+            for name, value in launch.constants.items()}  # fmt: skip
 
 
-Steps = Mapping[str, Strides]
-
-
-def launches(config: Config, geometry: Geometry, steps: Steps, eps: float) -> list[Launch]:
-    """How a kernel is launched on full-size tensors of these strides over (N, G, K, S)."""
-    form, programs = config.form, config.programs(geometry)
-    if programs > _MOST:
-        raise BackendError(f"{form.name} would need {programs} programs, and a GPU runs {_MOST}")
-    carries = form.kernel.carries
-    if carries:
-        programs = min(programs, PARTS)
-    at = {"n": 0, "c": 2, "s": 3}
-    numbers = (
-        *(steps[name][at[letter]] for name, letter in form.strides),
-        *(geometry.count(d.axes) for d in form.sizes),
-    )
-    tensors = (*(v.name for v in form.pointers), *(_parts(stat) for stat in carries))
-    index = tl.int64 if _reach(geometry, steps) > _MOST else tl.int32
-    constants = {"EPS": eps, "INDEX": index, **dict(config.blocks)}
-    first = Launch(form.name, programs, tensors, numbers, constants, config.warps)
-    rest = [_sum(form.job, stat, programs, geometry) for stat in carries]
-    return [launch for launch in (first, *rest) if launch.programs]
-
-
-def _sum(job: Job, stat: Stat, parts: int, geometry: Geometry) -> Launch:
-    """The launch that adds up the parts of a carried sum."""
-    size = geometry.count(stat.kept)
-    tile = {"BLOCK_PARTS": 32, "BLOCK": 64}
-    numbers = (parts, size, geometry.count(stat.over))
-    tensors = (_parts(stat), stat.name)
-    return Launch(sum_name(job, stat), -(-size // tile["BLOCK"]), tensors, numbers, tile, 8)
-
-
-def _parts(stat: Stat) -> str:
-    """What the parts of a carried sum are called: like no tensor of a user."""
-    return f"{stat.name} parts"
-
-
-def _reach(geometry: Geometry, steps: Steps) -> int:
-    """The largest offset into any tensor."""
-    sizes = geometry.sizes()
-    ends = (
-        sum((size - 1) * step for size, step in zip(sizes, strides, strict=True))
-        for strides in steps.values()
-    )
-    return max([prod(sizes), *ends])
+# --- the interpreter -----------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
-class _Ready:
-    """All that one geometry and one set of strides settle about a job."""
+class _Interpreter:
+    """Runs programs one after the other, in Python."""
 
-    launches: tuple[tuple[Launch, dict[str, Any]], ...]  # each with its keyword arguments
-    copied: tuple[str, ...]  # full-size inputs that cannot be walked as they are
-    room: Mapping[str, tuple[int, ...]]  # what is allocated in the wide type
+    module: Any
+    choose: Choose
+    only: str
 
+    def settle(self, kind: Kind, eps: float, aligned: bool) -> list[tuple[Launch, Start]]:
+        found: list[Launch] = []
+        machine = MACHINES["sm_90"]
+        for _, schedules in offered(self.choose, self.only, kind.job, kind.geometry, machine):
+            for c in schedules[0]:
+                first = main_launch(c, kind.geometry, kind.steps, eps)
+                first = sized(first, machine, 2 * first.parts)  # two instances at a time
+                assert first is not None, "there is room for two"
+                found += [first, *followers(c, first, kind.geometry)]
+        return [(one, self._start(one)) for one in found]
 
-class _Runner:
-    """Launches the kernels of a job, one after the other."""
+    def _start(self, launch: Launch) -> Start:
+        """Programs run in turn, so none can wait: launched again, each finds what others left."""
+        function = getattr(self.module, launch.name)
+        constants = _constants(launch)
+        if launch.meets:
+            constants["WAIT"] = False
 
-    def __init__(self, job: Job, module: Any, choose: Choose) -> None:
-        self.job = job
-        self.module = module
-        self.choose = choose
-        self.storage, self.wide = getattr(torch, job.dtype), getattr(torch, job.wide)
-        inputs, outputs = job.plan.program.inputs, job.plan.program.outputs
-        self.whole = [i.name for i in inputs if i.axes == FULL]
-        self.small = [i for i in inputs if i.axes != FULL]
-        self.written = [o.name for o in outputs if o.axes == FULL]
-        self.reduced = [(o.name, o.axes) for o in outputs if o.axes != FULL]
-        self.ready = lru_cache(maxsize=256)(self._ready)
+        def start(tensors: Sequence[Any]) -> None:
+            for _ in range(1 + launch.meets):
+                function[(launch.programs,)](*tensors, *launch.numbers, **constants)
 
-    def bind(self, geometry: Geometry, tensors: Mapping[str, Any]) -> Bound:
-        return partial(self, geometry)
+        return start
 
-    def __call__(
-        self, geometry: Geometry, tensors: Mapping[str, Any], eps: float
-    ) -> dict[str, Any]:
-        x = full_input(self.job.plan.program, tensors)
-        strides = tuple(tensors[name].stride() for name in self.whole)
-        ready = self.ready(geometry, strides, x.stride(), eps)
-        known = {name: tensors[name] for name in self.whole}
-        known |= {name: known[name].contiguous() for name in ready.copied}
-        known |= {i.name: self._packed(i, tensors[i.name], geometry) for i in self.small}
-        known |= {name: torch.empty_like(x, dtype=self.storage) for name in self.written}
-        room = torch.empty if ready.launches else torch.zeros  # of no elements, all sums are zero
-        for name, shape in ready.room.items():
-            known[name] = room(shape, dtype=self.wide, device=x.device)
-        with torch.cuda.device_of(x):
-            for launch, keywords in ready.launches:
-                given = (known[name] for name in launch.tensors)
-                function = getattr(self.module, launch.name)
-                function[(launch.programs,)](*given, *launch.numbers, **keywords)
-        results = {name: unview(known[name], axes, geometry) for name, axes in self.reduced}
-        return results | {name: known[name] for name in (*self.written, *self.job.plan.saved)}
+    def hold(self, tensor: Tensor) -> Any:
+        return tensor
 
-    def _packed(self, i: Var, tensor: Tensor, geometry: Geometry) -> Tensor:
-        """A tensor smaller than x, dense over (N, G, K, S)."""
-        if i.name in self.job.dense or i.axes in (CHANNEL, NONE):
-            return tensor.contiguous()
-        return view(tensor, i.axes, geometry).contiguous()
-
-    def _ready(
-        self,
-        geometry: Geometry,
-        strides: tuple[tuple[int, ...], ...],
-        like: tuple[int, ...],
-        eps: float,
-    ) -> _Ready:
-        def held(stride: tuple[int, ...]) -> Tensor:
-            return torch.empty_strided(geometry.shape_of(), stride, device="meta")
-
-        given = {name: held(stride) for name, stride in zip(self.whole, strides, strict=True)}
-        walked = {name: walkable(tensor, FULL, geometry) for name, tensor in given.items()}
-        copied = tuple(name for name, tensor in given.items() if walked[name] is not tensor)
-        if self.written:
-            walked |= dict.fromkeys(self.written, torch.empty_like(held(like)))
-        steps = {name: strides_of(tensor, FULL, geometry) for name, tensor in walked.items()}
-        known = {name: step for name, step in steps.items() if step is not None}
-        kernels = self.job.plan.kernels if geometry.count(FULL) else ()
-        configs = (self.choose(self.job, kernel, geometry) for kernel in kernels)
-        every = [one for c in configs for one in launches(c, geometry, known, eps)]
-        hip = torch.version.hip is not None
-        keywords = [{**launch.constants, **launch.options(hip)} for launch in every]
-        ready = tuple(zip(every, keywords, strict=True))
-        return _Ready(ready, copied, self._room(every, geometry))
-
-    def _room(self, every: Sequence[Launch], geometry: Geometry) -> dict[str, tuple[int, ...]]:
-        """The shapes of small outputs, statistics that go through memory, and parts of sums."""
-        plan = self.job.plan
-        passed = {name for launch in every for name in launch.tensors}.union(plan.saved)
-        room = {name: geometry.sizes(axes) for name, axes in self.reduced}
-        room |= {s.name: geometry.sizes(s.kept) for s in plan.program.stats if s.name in passed}
-        for launch in every:
-            for stat in plan.carries:
-                if launch.name == sum_name(self.job, stat):
-                    room[_parts(stat)] = launch.numbers[:2]
-        return room
+    def stream(self, tensor: Tensor) -> int | None:
+        return 0
 
 
-def _full(job: Job) -> list[str]:
-    """The names of the tensors of x's shape."""
-    program = job.plan.program
-    every = (*program.inputs, *(o.var for o in program.outputs))
-    return [v.name for v in every if v.axes == FULL]
+# --- a GPU ---------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Report:
+    """What a compiled kernel asks of the machine."""
+
+    registers: int  # per thread
+    spills: int  # bytes per thread, of registers written to memory
+    shared: int  # bytes per program
+
+
+@dataclass(frozen=True)
+class _Driver:
+    """Compiles for the GPU that is there, and launches through Triton's launcher."""
+
+    module: Any
+    choose: Choose
+    only: str
+
+    def settle(self, kind: Kind, eps: float, aligned: bool) -> list[tuple[Launch, Start]]:
+        device = kind.device.index
+        target = triton.runtime.driver.active.get_current_target()
+        with torch.cuda.device(device):
+            found = _settled(kind, self.choose, self.only, machine_of(device), eps,
+                             lambda one: self._made(kind, one, target, aligned))  # fmt: skip
+        return [(one, _start(one, made, device)) for one, made in found]
+
+    def _made(self, kind: Kind, launch: Launch, target: Any, aligned: bool) -> tuple[Any, Report]:
+        made = compiled(kind, getattr(self.module, launch.name), launch, target, aligned)
+        made._init_handles()
+        return made, Report(made.n_regs, made.n_spills, made.metadata.shared)
+
+    def hold(self, tensor: Tensor) -> Any:
+        return tensor.data_ptr()
+
+    def stream(self, tensor: Tensor) -> int | None:
+        if torch.cuda.is_current_stream_capturing():
+            return None
+        return triton.runtime.driver.active.get_current_stream(tensor.device.index)
+
+
+MOST_TRIES = 6
+"""Schedules of a kernel that are compiled in the hope that one spills nothing."""
+
+Made = Callable[[Launch], tuple[Any, Report]]
+
+
+def _settled(
+    kind: Kind, choose: Choose, only: str, machine: Machine, eps: float, make: Made
+) -> list[tuple[Launch, Any]]:
+    """All launches of a job, compiled: of each kernel the first schedule that spills nothing."""
+    found: list[tuple[Launch, Any]] = []
+    for kernel, schedules in offered(choose, only, kind.job, kind.geometry, machine):
+        best: tuple[int, list[tuple[Launch, Any]]] | None = None
+        for schedule in islice(_tries(schedules), MOST_TRIES):
+            spilled, launches = _compiled(schedule, kind, machine, eps, make)
+            if launches is not None and (best is None or spilled < best[0]):
+                best = spilled, launches
+            if best and not best[0]:
+                break
+        assert best is not None, f"no schedule of {kernel.name} can be launched"
+        found += best[1]
+    return found
+
+
+def _tries(schedules: list[Schedule]) -> Iterator[Schedule]:
+    """The best schedules, each with the warps that were meant for it and then with more."""
+    for schedule in schedules:
+        yield schedule
+        if wider(schedule) != schedule:
+            yield wider(schedule)
+
+
+def _compiled(
+    schedule: Schedule, kind: Kind, machine: Machine, eps: float, make: Made
+) -> tuple[int, list[tuple[Launch, Any]] | None]:
+    """The launches of one schedule and the bytes they spill; None if its programs cannot meet."""
+    spilled, found = 0, list[tuple[Launch, Any]]()
+    for c in schedule:
+        first = main_launch(c, kind.geometry, kind.steps, eps)
+        if not first.programs:
+            continue
+        made, report = make(first)
+        spilled += report.spills
+        residents = machine.residents(report.registers, first.warps, report.shared)
+        fitted = sized(first, machine, residents)
+        if fitted is None:
+            return spilled, None
+        found.append((fitted, made))
+        found += [(one, make(one)[0]) for one in followers(c, fitted, kind.geometry)]
+    return spilled, found
+
+
+def _start(launch: Launch, made: Any, device: int) -> Start:
+    """A launch through Triton's launcher, which is given addresses."""
+    run, function, packed = made.run, made.function, made.packed_metadata
+    tail = (*launch.numbers, *_constants(launch).values())
+    programs, stream = launch.programs, triton.runtime.driver.active.get_current_stream
+
+    def start(places: Sequence[Any]) -> None:
+        run(programs, 1, 1, stream(device), function, packed, None, None, None, *places, *tail)
+
+    return start
+
+
+@once
+def machine_of(device: int) -> Machine:
+    """The GPU of an index, as far as schedules depend on it."""
+    found = torch.cuda.get_device_properties(device)
+    known = MACHINES.get(f"sm_{found.major}{found.minor}", MACHINES["sm_80"])
+    return replace(known, processors=found.multi_processor_count, waits=torch.version.hip is None)
+
+
+def compiled(kind: Kind, function: Any, launch: Launch, target: Any, aligned: bool) -> Any:
+    """One kernel compiled for one GPU, which need not be there."""
+    hip = target.backend == "hip"
+    made = _specialised(kind, function, launch, aligned)
+    try:
+        return triton.compile(made, target=target, options=launch.options(hip))
+    except triton.compiler.CompilationError as error:
+        raise BackendError(f"Triton refuses {launch.name}: {error}") from error
+
+
+def _specialised(kind: Kind, function: Any, launch: Launch, aligned: bool) -> Any:
+    """What Triton compiles: with the largest power of two that divides each number, up to 16."""
+    names, values = list(function.arg_names), [ALIGNED if aligned else 1 for _ in launch.tensors]
+    values += launch.numbers
+    types = [f"*{_SHORT[pointee(kind, name)]}" for name in launch.tensors]
+    types += ["i32" if number <= MOST else "i64" for number in launch.numbers]
+    first = len(launch.tensors)
+    constants = {i: 1 for i, value in enumerate(values) if value == 1 and i >= first}
+    constants |= {names.index(name): value for name, value in _constants(launch).items()}
+    signature = {name: "constexpr" if i in constants else types[i] for i, name in enumerate(names)}
+    attributes = {
+        (i,): [["tt.divisibility", divisor(value)]]
+        for i, value in enumerate(values)
+        if divisor(value) > 1 and i not in constants
+    }
+    fixed = {(i,): value for i, value in constants.items()}
+    return triton.compiler.ASTSource(function, signature, fixed, attributes)
+
+
+def pointee(kind: Kind, name: str) -> str:
+    """The type behind a pointer: a user's tensor has its own, normc's statistics are wide."""
+    job = kind.job
+    if name in kind.dtypes:
+        return kind.dtypes[name]
+    if any(o.name == name and o.axes == FULL for o in job.plan.program.outputs):
+        return job.dtype
+    return "int64" if "arrived" in name and name.endswith("(scratch)") else job.wide
 
 
 # --- ahead of time -------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Argument:
+    """One argument of a compiled kernel, in order."""
+
+    name: str
+    kind: str  # "pointer", "number", or "constant" for what was folded in
+    type: str  # as Triton spells it: "*bf16", "i32"
+    value: Any  # of numbers and constants
+    aligned: bool  # a pointer to a multiple of 16 bytes
+
+
 @dataclass(frozen=True)
 class Artefact:
     """One kernel compiled for a GPU: its assembly, its binary, and what it asks of the machine."""
@@ -291,68 +381,146 @@ class Artefact:
     registers: int  # per thread
     spills: int  # bytes per thread, of registers written to memory
     shared: int  # bytes per program
+    symbol: str  # the entry point in the binary
+    arguments: tuple[Argument, ...]
 
 
-TARGETS = ("sm_80", "sm_90", "sm_100", "gfx942")
+TARGETS = tuple(MACHINES)
 
 
-def compile_ahead(job: Job, target: str, geometry: Geometry | None = None) -> dict[str, Artefact]:
+def compile_ahead(
+    job: Job,
+    target: str,
+    geometry: Geometry | None = None,
+    eps: float = 1e-5,
+    choose: Choose = candidates,
+) -> dict[str, Artefact]:
     """Compile the kernels that would be launched for tensors of a geometry; no GPU is needed.
 
     ``target`` is one of `TARGETS`; without a geometry, 32 images of 256 channels in 32 groups and
     28 x 28 positions. The tensors are taken to be contiguous and aligned, as PyTorch makes them.
+    The launches come in order, by the names of their functions.
     """
+    kind, module, machine = _ahead(job, target, geometry)
+
+    def make(launch: Launch) -> tuple[Any, Report]:
+        made = compiled(kind, getattr(module, launch.name), launch, _target(target), True)
+        return made, _report(made)
+
+    found = _settled(kind, choose, _only.get(), machine, eps, make)
+    return {one.name: _artefact(kind, one, made) for one, made in found}
+
+
+def legal(job: Job, target: str, geometry: Geometry | None = None) -> None:
+    """Raise `BackendError` unless Triton accepts the kernels that would be launched.
+
+    They are lowered to Triton's IR with layouts, and no further: what a search asks before it
+    spends ten times as long on machine code.
+    """
+    kind, module, machine = _ahead(job, target, geometry)
+    for _, schedules in offered(candidates, _only.get(), job, kind.geometry, machine):
+        for c in schedules[0]:
+            first = main_launch(c, kind.geometry, kind.steps, 1e-5)
+            if first.programs:
+                _lower(kind, getattr(module, first.name), first, _target(target))
+
+
+def _lower(kind: Kind, function: Any, launch: Launch, target: Any) -> None:
+    compiler = triton.compiler.compiler
+    machine = compiler.make_backend(target)
+    made = _specialised(kind, function, launch, True)
+    options = machine.parse_options(
+        {**launch.options(target.backend == "hip"), **made.parse_options()}
+    )
+    context, stages, metadata = (
+        compiler.ir.context(),
+        dict[str, Any](),
+        dict[str, Any](vars(options)),
+    )
+    machine.add_stages(stages, options, made.language)
+    compiler.ir.load_dialects(context)
+    machine.load_dialects(context)
+    try:
+        module = made.make_ir(
+            target, options, machine.get_codegen_implementation(options),
+            machine.get_module_map(), context,
+        )  # fmt: skip
+        for stage in ("ttir", "ttgir"):
+            module = stages[stage](module, metadata)
+    except Exception as error:  # Triton's own errors have no common base
+        raise BackendError(f"Triton refuses {launch.name}: {error}") from error
+
+
+def _ahead(job: Job, target: str, geometry: Geometry | None) -> tuple[Kind, Any, Machine]:
+    """What compiling for a GPU that is not there starts from."""
     if target not in TARGETS:
         raise BackendError(f"no target is called `{target}`: {', '.join(TARGETS)}")
     if triton is None or interpreted():
         raise BackendError("compiling ahead of time needs Triton, and TRITON_INTERPRET unset")
     geometry = geometry or Geometry.of((32, 256, 28, 28), 32)
-    module = _module(backend.render(job))
     steps = dict.fromkeys(_full(job), _contiguous(job, geometry))
-    configs = (backend.choose(job, kernel, geometry) for kernel in job.plan.kernels)
-    every = (launch for c in configs for launch in launches(c, geometry, steps, 1e-5))
-    return {
-        launch.name: _compile(job, getattr(module, launch.name), launch, target) for launch in every
-    }
+    users = {i.name: job.dtype for i in job.plan.program.inputs if i.name not in job.dense}
+    kind = Kind(job, geometry, steps, users, torch.device("cuda", 0))
+    return kind, _module(backend.render(job)), MACHINES[target]
 
 
-def _compile(job: Job, function: Any, launch: Launch, target: str) -> Artefact:
-    cuda = target.startswith("sm_")
-    machine, options = _machine(target), launch.options(hip=not cuda)
-    made = triton.compile(_specialised(job, function, launch), target=machine, options=options)
-    text = made.asm["ptx" if cuda else "amdgcn"]
-    registers, spills = _ptxas(text, machine.arch) if cuda else _amd(text)
-    binary = made.asm["cubin" if cuda else "hsaco"]
-    return Artefact(launch, text, binary, registers, spills, made.metadata.shared)
+def _artefact(kind: Kind, launch: Launch, made: Any) -> Artefact:
+    cuda = "cubin" in made.asm
+    text, binary = (made.asm[key] for key in (("ptx", "cubin") if cuda else ("amdgcn", "hsaco")))
+    report = _report(made)
+    return Artefact(
+        launch, text, binary, report.registers, report.spills, report.shared,
+        made.metadata.name, tuple(_arguments(kind, made.src, launch)),
+    )  # fmt: skip
 
 
-def _machine(target: str) -> Any:
+def _arguments(kind: Kind, made: Any, launch: Launch) -> Iterator[Argument]:
+    values = dict(enumerate((*launch.tensors, *launch.numbers)))
+    pointers = len(launch.tensors)
+    for i, (name, spelled) in enumerate(made.signature.items()):
+        if spelled == "constexpr":
+            value = made.constants[i,]
+            plain = value if isinstance(value, int | float | bool | str) else str(value)
+            yield Argument(name, "constant", type(plain).__name__, plain, False)
+        elif i < pointers:
+            yield Argument(name, "pointer", spelled, values[i], True)
+        else:
+            yield Argument(name, "number", spelled, values[i], False)
+
+
+def _report(made: Any) -> Report:
+    """What a compiled kernel asks for: from the resources in its binary, or AMD's own notes."""
+    if "cubin" not in made.asm:
+        return _amd_report(made.asm["amdgcn"], made.metadata.shared)
+    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
+        file.write(made.asm["cubin"])
+        file.flush()
+        tool = triton.knobs.nvidia.cuobjdump.path
+        done = subprocess.run([tool, "-res-usage", file.name], capture_output=True, text=True)
+    found = re.search(r"REG:(\d+) STACK:(\d+)", done.stdout)
+    if found is None:
+        raise BackendError(f"cuobjdump cannot read a kernel:\n{done.stderr[:2000]}")
+    return Report(int(found[1]), int(found[2]), made.metadata.shared)
+
+
+def _amd_report(text: str, shared: int) -> Report:
+    """Vector registers and bytes spilled, from the metadata that ends the assembly."""
+    (registers,) = re.findall(r"\.vgpr_count: *(\d+)", text)
+    (spilled,) = re.findall(r"\.vgpr_spill_count: *(\d+)", text)
+    return Report(int(registers), 4 * int(spilled), shared)
+
+
+def _target(target: str) -> Any:
     machine = _part("triton.backends.compiler").GPUTarget
     cuda = target.startswith("sm_")
     return machine("cuda", int(target[3:]), 32) if cuda else machine("hip", target, 64)
 
 
-def _specialised(job: Job, function: Any, launch: Launch) -> Any:
-    """What Triton compiles at launch, where it sees which numbers are 1 or multiples of 16."""
-    values = [16 for _ in launch.tensors] + list(launch.numbers)  # addresses are multiples of 16
-    types = [f"*{_pointee(job, name)}" for name in launch.tensors]
-    types += ["i32" if number <= _MOST else "i64" for number in launch.numbers]
-    names = list(function.arg_names)
-    constants = {i: 1 for i, value in enumerate(values) if value == 1}
-    constants |= {names.index(name): value for name, value in launch.constants.items()}
-    signature = {name: "constexpr" if i in constants else types[i] for i, name in enumerate(names)}
-    attributes = {
-        (i,): [["tt.divisibility", 16]] for i, value in enumerate(values) if value % 16 == 0
-    }
-    fixed = {(i,): value for i, value in constants.items()}
-    return triton.compiler.ASTSource(function, signature, fixed, attributes)
-
-
-def _pointee(job: Job, name: str) -> str:
-    """The type behind a pointer: storage for tensors of the user, wide for normc's own."""
-    users = {i.name for i in job.plan.program.inputs}.union(_full(job)).difference(job.dense)
-    short = {"float32": "fp32", "float64": "fp64", "float16": "fp16", "bfloat16": "bf16"}
-    return short[job.dtype if name in users else job.wide]
+def _full(job: Job) -> list[str]:
+    """The names of the tensors of x's shape."""
+    program = job.plan.program
+    every = (*program.inputs, *(o.var for o in program.outputs))
+    return [v.name for v in every if v.axes == FULL]
 
 
 def _contiguous(job: Job, geometry: Geometry) -> Strides:
@@ -360,26 +528,3 @@ def _contiguous(job: Job, geometry: Geometry) -> Strides:
     c, s = geometry.channels, geometry.s
     n, c, s = (c * s, 1, c) if job.plan.order[-1] & CHANNEL else (c * s, s, 1)
     return n, c * geometry.k, c, s
-
-
-def _ptxas(text: str, arch: int) -> tuple[int, int]:
-    """Registers and bytes spilled, from the report of the ptxas that Triton brings along."""
-    ptxas = _part("triton.backends.nvidia.compiler").get_ptxas(arch).path
-    name = re.findall(r"^\.target (\w+)", text, re.MULTILINE)[0]
-    with tempfile.NamedTemporaryFile("w", suffix=".ptx") as file:
-        file.write(text)
-        file.flush()
-        command = [ptxas, "-v", "--fmad=false", f"--gpu-name={name}", file.name]
-        done = subprocess.run([*command, "-o", os.devnull], capture_output=True, text=True)
-    if done.returncode:
-        raise BackendError(f"ptxas refused a kernel:\n{done.stderr[:2000]}")
-    (registers,) = re.findall(r"Used (\d+) registers", done.stderr)
-    spilled = re.findall(r"(\d+) bytes spill stores", done.stderr)
-    return int(registers), sum(map(int, spilled))
-
-
-def _amd(text: str) -> tuple[int, int]:
-    """Vector registers and bytes spilled, from the metadata that ends the assembly."""
-    (registers,) = re.findall(r"\.vgpr_count: *(\d+)", text)
-    (spilled,) = re.findall(r"\.vgpr_spill_count: *(\d+)", text)
-    return int(registers), 4 * int(spilled)

@@ -9,7 +9,15 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from normc.cli.shell import DType, FormulaText, NoColor, console, find_formula, write
+from normc.cli.shell import (
+    DType,
+    FormulaText,
+    NoColor,
+    console,
+    find_formula,
+    find_shape,
+    write,
+)
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -80,13 +88,9 @@ def _providers(text: str) -> list[str]:
 def _case(text: str, groups: int | None, channel_dim: int, dtype: str) -> Case:
     """The tensors' sizes; `ShapeError` for what no x can have."""
     from normc.analysis.agreement import Case, Layout
-    from normc.errors import ShapeError
     from normc.language.geometry import Geometry
 
-    sizes = text.split(",")
-    if not all(size.strip().isdecimal() and int(size) for size in sizes):
-        raise ShapeError(f"--shape is {text!r}: expected sizes from 1 with commas, as 16,128,56,56")
-    shape = tuple(map(int, sizes))
+    shape = find_shape(text)
     geometry = Geometry.of(shape, "auto" if groups is None else groups, channel_dim)
     return Case(Layout("contiguous", len(shape), channel_dim), shape, geometry.g, dtype, seed=0)
 

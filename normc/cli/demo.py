@@ -95,8 +95,8 @@ def introduce(screen: Console, name: str, formula: Formula) -> None:
     """Print a formula's text, derivative, plan and measured error."""
     from rich.rule import Rule
 
-    from normc.cli.derivative import show_derivatives
     from normc.cli.stages import Subject, plan_brief
+    from normc.ops.derivative import show_derivatives
 
     screen.print(Rule(f"[bold]{name}[/bold]", align="left", style="dim"))
     sections = {

@@ -12,6 +12,7 @@ from typer.core import TyperGroup
 
 from normc.cli.bench import bench
 from normc.cli.check import check
+from normc.cli.compile import compile
 from normc.cli.demo import demo
 from normc.cli.doctor import doctor
 from normc.cli.show import show
@@ -59,7 +60,7 @@ def about(
     """Compile normalization layers written as text."""
 
 
-for command in (show, check, bench, zoo, doctor, demo):
+for command in (show, check, bench, compile, zoo, doctor, demo):
     app.command()(command)
 
 

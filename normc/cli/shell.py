@@ -31,6 +31,13 @@ class DType(str, Enum):
     bfloat16 = "bfloat16"
 
 
+class Layout(str, Enum):
+    """The orders of axes in memory."""
+
+    channels_first = "channels-first"
+    channels_last = "channels-last"
+
+
 FormulaText = Annotated[
     str, typer.Argument(metavar="FORMULA", help="A formula, or the name of one in the zoo.")
 ]
@@ -43,6 +50,16 @@ def find_formula(text: str) -> Formula:
 
     word = text.strip()
     return zoo[word] if word.isidentifier() and word != "x" else parse(text)
+
+
+def find_shape(text: str) -> tuple[int, ...]:
+    """The sizes of x in an option, with commas; `ShapeError` for what are none."""
+    from normc.errors import ShapeError
+
+    sizes = [size.strip() for size in text.split(",")]
+    if not all(size.isdecimal() and len(size) <= 18 and int(size) for size in sizes):
+        raise ShapeError(f"--shape is {text!r}: expected sizes from 1 with commas, as 16,128,56,56")
+    return tuple(map(int, sizes))
 
 
 def console(no_color: bool = False) -> Console:

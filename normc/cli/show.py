@@ -7,7 +7,16 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from normc.cli.shell import Backend, DType, FormulaText, NoColor, console, find_formula, write
+from normc.cli.shell import (
+    Backend,
+    DType,
+    FormulaText,
+    Layout,
+    NoColor,
+    console,
+    find_formula,
+    write,
+)
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -27,13 +36,6 @@ class StageName(str, Enum):
     triton = "triton"
     ptx = "ptx"
     all = "all"
-
-
-class Layout(str, Enum):
-    """The orders of axes in memory."""
-
-    channels_first = "channels-first"
-    channels_last = "channels-last"
 
 
 ABOUT = {

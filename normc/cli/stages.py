@@ -12,7 +12,6 @@ from dataclasses import dataclass
 
 from normc.backends import contract
 from normc.backends.contract import Job
-from normc.cli.derivative import DECLARATIONS, PATIENCE, latex_derivatives, show_derivatives
 from normc.errors import BackendError
 from normc.formula import Formula
 from normc.language import axes
@@ -21,6 +20,7 @@ from normc.language.expr import Call, Const, Expr, Reduce, Var, children, postor
 from normc.language.geometry import declared
 from normc.language.show import show as show_definition
 from normc.language.show import show_expr
+from normc.ops.derivative import DECLARATIONS, PATIENCE, latex_derivatives, show_derivatives
 from normc.ops.explain import all_jobs
 from normc.pipeline import Target
 from normc.program.canonical import canonical

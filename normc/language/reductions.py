@@ -50,6 +50,15 @@ class Fold:
     each: Expr  # in E, COUNT and the names of earlier folds of the same state
 
 
+ALL = var("n_all")
+"""In the folds that gather many blocks: the number of elements of all of them."""
+
+
+def whole(name: str) -> Var:
+    """In those folds: a number of the state of all blocks, gathered before."""
+    return var(f"{name}_all")
+
+
 Values = Mapping[str, Expr]
 Finer = Callable[[str], Expr]
 """The statistic of a given name of the same argument, over some of the axes or over all of them."""
@@ -57,11 +66,16 @@ Finer = Callable[[str], Expr]
 
 @dataclass(frozen=True)
 class State:
-    """How blocks are folded and merged; ``merge(a, b, na, nb)`` of blocks of na and nb elements."""
+    """How blocks are folded and merged; ``merge(a, b, na, nb)`` of blocks of na and nb elements.
+
+    ``gather`` merges many at once: folds over blocks, each in a block's numbers under their own
+    names, its COUNT, the ALL elements of every block, and `whole` of what was gathered before.
+    """
 
     name: str
     folds: tuple[Fold, ...]
     merge: Callable[[Values, Values, Expr, Expr], dict[str, Expr]]
+    gather: tuple[Fold, ...]
 
 
 def _merge_moments(a: Values, b: Values, na: Expr, nb: Expr) -> dict[str, Expr]:
@@ -73,15 +87,32 @@ def _merge_moments(a: Values, b: Values, na: Expr, nb: Expr) -> dict[str, Expr]:
 
 
 _centred = E - var("t") / COUNT
+_apart = var("t") / COUNT - whole("t") / ALL
 
-SUM = State("sum", (Fold("t", "sum", E),), lambda a, b, na, nb: {"t": a["t"] + b["t"]})
+SUM = State(
+    "sum",
+    (Fold("t", "sum", E),),
+    lambda a, b, na, nb: {"t": a["t"] + b["t"]},
+    (Fold("t", "sum", var("t")),),
+)
 MOMENTS = State(
     "moments",
     (Fold("t", "sum", E), Fold("m2", "sum", _centred * _centred)),
     _merge_moments,
+    (Fold("t", "sum", var("t")), Fold("m2", "sum", var("m2") + COUNT * (_apart * _apart))),
 )
-MAX = State("max", (Fold("m", "max", E),), lambda a, b, na, nb: {"m": call("max", a["m"], b["m"])})
-MIN = State("min", (Fold("m", "min", E),), lambda a, b, na, nb: {"m": call("min", a["m"], b["m"])})
+MAX = State(
+    "max",
+    (Fold("m", "max", E),),
+    lambda a, b, na, nb: {"m": call("max", a["m"], b["m"])},
+    (Fold("m", "max", var("m")),),
+)
+MIN = State(
+    "min",
+    (Fold("m", "min", E),),
+    lambda a, b, na, nb: {"m": call("min", a["m"], b["m"])},
+    (Fold("m", "min", var("m")),),
+)
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ from normc.formula import Formula
 from normc.language.axes import Axis
 from normc.language.geometry import Geometry, Groups
 from normc.ops.target import target_of
-from normc.pipeline import Target, jobs, programs
+from normc.pipeline import Programs, Target, jobs, programs
 from normc.schedule.cost import moved
 
 
@@ -38,9 +38,13 @@ def explain(
 
 def all_jobs(formula: Formula, target: Target) -> list[Job]:
     """The forward job, and the backward one for every gradient there is."""
+    return jobs(formula.definition, formula.label, formula.text, all_programs(formula), target)
+
+
+def all_programs(formula: Formula) -> Programs:
+    """The forward program, and the backward one for every gradient there is."""
     wrt = ("x", *(i.name for i in formula.inputs), *(p.name for p in formula.params))
-    found = programs(formula.definition, wrt)
-    return jobs(formula.definition, formula.label, formula.text, found, target)
+    return programs(formula.definition, wrt)
 
 
 def _explain_job(job: Job, geometry: Geometry, itemsize: int) -> Iterator[str]:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from functools import lru_cache
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -141,6 +143,21 @@ class Op:
     def explain(self, x: Tensor, groups: Groups = "auto", channel_dim: int = 1) -> str:
         """The programs and plans for tensors like x, and the bytes each plan moves."""
         return explain(self.formula, x, groups, channel_dim, self.backend)
+
+    def export(self, path: str | os.PathLike[str]) -> Path:
+        """Write one Python file that computes the formula without normc; returns its path.
+
+        The file needs torch and triton. It holds a function of x and the formula's inputs and
+        parameters, named as the formula is in the zoo, else as the file; Triton kernels for forward
+        and backward, resident and streaming, which store float32, float16 and bfloat16 and compute
+        in float32; the same as plain torch operations, for the CPU and for float64; and a check of
+        it all, which runs when the file does. A file that is there is overwritten. Raises
+        `NormcError` for a formula that reads no tensor or names one like a result or a gradient,
+        OSError where the file cannot be written.
+        """
+        from normc.ops.export import export  # brings sympy, which takes 0.3 s to import
+
+        return export(self.formula, path)
 
 
 def compile(formula: Formula | str, backend: str = "auto") -> Op:

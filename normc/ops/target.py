@@ -33,8 +33,23 @@ def target_of(
     dtype = str(x.dtype).removeprefix("torch.")
     backend = choose(wanted, dtype, x.device.type)
     order = order_of(x, geometry)
-    split = x.numel() >= MANY and _reductions(formula, geometry) < FEW
-    return Target(backend, dtype, order, _unit(x, full, geometry, order), split)
+    unit = _unit(x, full, geometry, order)
+    return Target(backend, dtype, order, unit, _splits(formula, geometry))
+
+
+def target_ahead(
+    formula: Formula, backend: str, dtype: str, geometry: Geometry, order: tuple[Axis, ...]
+) -> Target:
+    """The target for tensors that are not here, whether or not the backend runs here.
+
+    They are dense in this order of their axes.
+    """
+    return Target(backend, dtype, order, True, _splits(formula, geometry))
+
+
+def _splits(formula: Formula, geometry: Geometry) -> bool:
+    """Whether reductions are few and large."""
+    return geometry.count(FULL) >= MANY and _reductions(formula, geometry) < FEW
 
 
 def _reductions(formula: Formula, geometry: Geometry) -> int:

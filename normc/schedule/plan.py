@@ -84,6 +84,19 @@ class Kernel:
         return tuple(k for sweep in self.sweeps for k in sweep.keeps)
 
     @property
+    def phases(self) -> tuple[tuple[Sweep, ...], ...]:
+        """Its sweeps in order, grouped: none reads what another one of its group stores."""
+        groups: list[tuple[Sweep, ...]] = []
+        stored: set[str] = set()
+        for sweep in self.sweeps:
+            if not groups or any(v.name in stored for v in sweep.reads):
+                groups.append(())
+                stored.clear()
+            groups[-1] += (sweep,)
+            stored |= {v.name for v in (*sweep.stores, *(k.var for k in sweep.keeps))}
+        return tuple(groups)
+
+    @property
     def reads(self) -> list[Var]:
         """Tensors read that the kernel did not store itself."""
         stored = {v.name for sweep in self.sweeps for v in sweep.stores}

@@ -5,8 +5,10 @@ import ast
 import pytest
 
 import normc
+from normc.backends.gpus import MACHINES
+from normc.backends.tile_choice import candidates, choose
 from normc.backends.tiles import source
-from normc.backends.tiling import Form, ceiling, choose
+from normc.backends.tiling import Form, ceiling
 from normc.language.geometry import Geometry
 from normc.ops.explain import all_jobs
 from normc.pipeline import Target
@@ -73,20 +75,35 @@ GEOMETRIES = [
 def test_tiles_are_powers_of_two_and_no_larger_than_needed(name, geometry, order):
     for job in jobs(name, ORDERS[order]):
         for kernel in job.plan.kernels:
-            found = choose(job, kernel, geometry)
-            blocks = dict(found.blocks)
-            assert set(blocks) == {d.block(i) for d, i in found.form.blocks}
-            for d, i in found.form.blocks:
-                size = blocks[d.block(i)]
-                assert size == ceiling(size) <= ceiling(geometry.count(d.axes))
-            assert found.warps in (1, 2, 4, 8, 16)
+            for schedule in candidates(job, kernel, geometry, MACHINES["sm_90"]):
+                for config in schedule:
+                    check_config(config, geometry)
 
 
-def test_small_groups_stay_on_chip_and_large_ones_do_not():
+def check_config(config, geometry):
+    form, blocks = config.form, dict(config.blocks)
+    assert set(blocks) == {d.block(i) for d, i in form.blocks} | set(form.shares)
+    for d, i in form.blocks:
+        size = blocks[d.block(i)]
+        assert size == ceiling(size) <= ceiling(geometry.count(d.axes))
+    for d in form.free if form.shared else ():
+        share = blocks[d.block()] if form.resident else blocks[d.share]
+        count = max(1, geometry.count(d.axes))
+        assert share == ceiling(share)
+        assert (blocks[d.parts] - 1) * share < count <= blocks[d.parts] * share
+    assert config.warps in (1, 2, 4, 8, 16, 32)
+
+
+def test_what_fits_stays_on_chip_and_is_read_once():
     forward, _ = jobs("evonorm_s0")
     (kernel,) = forward.plan.kernels
-    assert choose(forward, kernel, Geometry.of((32, 256, 28, 28), 32)).form.resident
-    assert not choose(forward, kernel, Geometry.of((32, 64, 112, 112), 32)).form.resident
+
+    def chosen(shape):
+        return choose(forward, kernel, Geometry.of(shape, 32))[0].form.schedule
+
+    assert chosen((32, 256, 28, 28)) == "resident"
+    assert chosen((2, 64, 512, 512)) == "split"  # 64 groups of half a million
+    assert chosen((4096, 64, 128, 128)) in ("streaming", "cluster")
 
 
 def test_groups_and_channels_are_one_dimension_where_nothing_tells_them_apart():

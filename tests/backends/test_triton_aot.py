@@ -37,7 +37,7 @@ def test_hopper_spills_nothing_and_reads_in_vectors(text, dtype):
         assert kernel.binary[:4] == b"\x7fELF"
         assert kernel.spills == 0, name
         assert 16 <= kernel.registers <= 255
-        assert not re.search(r"^\s*(@\S+\s+)?(atom|red)\.", kernel.text, re.MULTILINE)
+        assert not re.search(r"(atom|red)\S*\.f(16|32|64)", kernel.text), "results would vary"
         assert ".f64" not in kernel.text, "a number slipped in as float64"
         assert "fma." not in kernel.text, "products and sums are contracted"
         if "k0" in name:
@@ -72,15 +72,14 @@ def test_every_function(target, dtype):
 def test_sums_are_carried_in_registers():
     geometry = Geometry.of((8, 512, 1024), 1, -1)
     made = compiled("layer_norm_tokens", "sm_90", "bfloat16", CHANNELS_LAST, geometry)
-    assert {name.rsplit("_", 2)[-1] for name in made} == {"resident", "parts"}
+    assert {kernel.launch.schedule for kernel in made.values()} == {"resident", "sum"}
     assert all(kernel.spills == 0 for kernel in made.values())
 
 
 def test_numbers_beyond_32_bits():
     geometry = Geometry.of((256, 64, 512, 512), 32)
     made = compiled("evonorm_s1", "sm_90", "bfloat16", geometry=geometry)
-    launch = made["evonorm_s1_forward_k0_streaming"].launch
-    assert str(launch.constants["INDEX"]) == "int64"
+    assert all(k.launch.constants["INDEX"] == "int64" for n, k in made.items() if "_k0" in n)
 
 
 def test_an_unknown_target_is_refused():

@@ -9,12 +9,16 @@ import torch
 import normc
 from normc.analysis.agreement import LAYOUTS, Case, compare, distance, draw, gradients, magnitude
 from normc.backends import triton
-from normc.backends.tiling import Config, Form, ceiling, choose
+from normc.backends.launches import main_launch
+from normc.backends.tile_choice import choose
+from normc.backends.tiling import SCHEDULES
+from normc.language.geometry import Geometry
 from normc.language.primitives import PRIMITIVES
 from normc.ops.explain import all_jobs
-from normc.pipeline import Target
+from normc.pipeline import Target, programs
 from normc.reference import reference
 from normc.schedule.schedule import CHANNELS_FIRST, CHANNELS_LAST
+from tests.backends.schedules import small
 
 pytestmark = [
     pytest.mark.interpret,
@@ -69,26 +73,15 @@ def test_every_axis_set(axes, stat):
             assert error.ok, (layout, error)
 
 
-# --- tiles smaller than the tensors ---------------------------------------------------------------
+# --- every schedule, with tiles smaller than the tensors ------------------------------------------
 
 
-def tiny(resident, extent=2):
-    """Tiles of ``extent`` along every dimension, but for what the resident form holds whole."""
-
-    def config(job, kernel, geometry):
-        form = Form(job, kernel, resident or not Form(job, kernel, True).free)
-        whole = {} if not form.resident else {d: ceiling(geometry.count(d.axes)) for d in form.free}
-        return Config(form, tuple((d.block(i), whole.get(d, extent)) for d, i in form.blocks), 1)
-
-    return config
-
-
-def run(text, case, config):
-    """Results and gradients of a formula, from kernels with tiles of our choice."""
+def run(text, case, choose):
+    """Results and gradients of a formula, from kernels under schedules of our choice."""
     f, geometry = normc.parse(text), case.geometry
     given, cotangents = draw(f.definition, case)
     order = CHANNELS_LAST if "last" in case.layout.name else CHANNELS_FIRST
-    backend = triton.TritonBackend(config)
+    backend = triton.TritonBackend(choose)
     forward, backward = all_jobs(f, Target("triton", case.dtype, order, False))
     (first,) = backend.load([forward], [backend.render(forward)])
     done = first(geometry, given, 1e-5)
@@ -97,7 +90,9 @@ def run(text, case, config):
     known = {i.name: known[i.name] for i in backward.plan.program.inputs}
     (then,) = backend.load([backward], [backend.render(backward)])
     done |= then(geometry, known, 1e-5)
-    return done
+    wrt = ("x", *(i.name for i in f.inputs), *(p.name for p in f.params))
+    gradients = programs(f.definition, wrt).gradients  # equal ones are computed once
+    return done | {name: done[output] for name, output in gradients.items()}
 
 
 def exact(text, case):
@@ -109,29 +104,55 @@ def exact(text, case):
     return gradients(lambda **t: oracle(**t, **how), wide, [d.double() for d in cotangents])
 
 
-TILED = (
-    *("evonorm_s0", "evonorm_b0", "layer_norm_tokens", "scale_norm", "layer_norm", "spade"),
+def agrees(text, case, choose, tolerance):
+    found = run(text, case, choose)
+    for tensor, want in exact(text, case).items():
+        error = distance(found[tensor], want, max(magnitude(want), 1e-6))
+        assert error < tolerance, (tensor, error)
+
+
+OWN = (
     *("x*group_max(x) + gamma*channel_min(v*x)", "x*all_var(x) + batch_group_std(gamma*x)"),
+    *("h = x*instance_rms(x); h - layer_mean(h*batch_std(h))",),
 )
 
 
-@pytest.mark.parametrize("resident", [False, True])
+@pytest.mark.parametrize("schedule", SCHEDULES)
 @pytest.mark.parametrize("layout", ["channels-first", "channels-last"])
-@pytest.mark.parametrize("name", TILED)
-def test_loops_and_merges(name, layout, resident):
+@pytest.mark.parametrize("name", [*normc.zoo, *OWN])
+def test_every_schedule_of_every_layer(name, layout, schedule):
     text = normc.zoo[name].text if name in normc.zoo else name
-    case = Case(BY_NAME[layout], (3, 6, 5, 1), 2, "float64", 3)
-    found = run(text, case, tiny(resident))
-    for tensor, want in exact(text, case).items():
-        assert distance(found[tensor], want, max(magnitude(want), 1e-6)) < 1e-10, tensor
+    agrees(text, Case(BY_NAME[layout], (2, 4, 3, 1), 2, "float32", 3), small(schedule), 1e-4)
 
 
-@pytest.mark.parametrize("resident", [False, True])
-def test_a_large_mean_is_taken_off_before_squaring(resident):
+SIZES = {  # of a tensor that an instance's tiles have to cover: less, as much, and one more
+    "ones": (1, 1, 1, 1),
+    "odd": (3, 7, 1, 7),
+    "edge": (4, 4, 4, 1),
+    "below": (3, 2, 3, 1),
+    "above": (5, 2, 5, 1),
+    "long": (1, 2, 127, 1),
+    "longer": (1, 3, 129, 1),
+    "wide": (1, 127, 1, 1),
+}
+
+
+@pytest.mark.parametrize("schedule", SCHEDULES)
+@pytest.mark.parametrize("size", SIZES)
+@pytest.mark.parametrize("name", ["evonorm_s0", "evonorm_b0", "layer_norm_tokens"])
+def test_sizes_around_the_edges_of_tiles(name, size, schedule):
+    shape = SIZES[size]
+    extent = 4 if max(shape) < 100 else 64  # tiles, shares and boxes of 4 or 64
+    case = Case(BY_NAME["channels-last"], shape, 2 if shape[1] == 4 else 1, "float64", 3)
+    agrees(normc.zoo[name].text, case, small(schedule, extent), 1e-10)
+
+
+@pytest.mark.parametrize("schedule", SCHEDULES)
+def test_a_large_mean_is_taken_off_before_squaring(schedule):
     x = torch.randn(2, 3, 37, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
     x = (x + 1e4).float()
     forward, _ = all_jobs(normc.zoo["instance_norm"], Target("triton", "float32"))
-    backend = triton.TritonBackend(tiny(resident, 8))
+    backend = triton.TritonBackend(small(schedule, 8))
     geometry = Case(BY_NAME["rank 3"], tuple(x.shape), 1, "float32", 0).geometry
     ones, zeros = torch.ones(3), torch.zeros(3)
     given = {"x": x, "gamma": ones, "beta": zeros}
@@ -141,11 +162,38 @@ def test_a_large_mean_is_taken_off_before_squaring(resident):
     assert (found - want).abs().max() < 3e-3  # the mean itself is rounded by up to 5e-4
 
 
+@pytest.mark.parametrize("schedule", SCHEDULES)
 @pytest.mark.parametrize("name", ["layer_norm_tokens", "evonorm_b0"])
-def test_results_are_the_same_to_the_last_bit(name):
+def test_results_are_the_same_to_the_last_bit(name, schedule):
     case = Case(BY_NAME["channels-last"], (3, 6, 5, 1), 1, "float32", 3)
-    first, second = (run(normc.zoo[name].text, case, tiny(False)) for _ in range(2))
+    first, second = (run(normc.zoo[name].text, case, small(schedule)) for _ in range(2))
     assert all(torch.equal(first[tensor], second[tensor]) for tensor in first)
+
+
+@pytest.mark.parametrize("schedule", SCHEDULES)
+def test_infinities_and_nan_go_the_same_way_under_every_schedule(schedule):
+    x = torch.tensor([[1.0, float("inf"), 2.0, 3.0], [float("nan"), 1.0, 2.0, -float("inf")]])
+    for text in ("x + instance_max(x)", "x - instance_mean(x)", "x*instance_var(x)"):
+        forward, _ = all_jobs(normc.parse(text), Target("triton", "float32"))
+        backend = triton.TritonBackend(small(schedule))
+        (run,) = backend.load([forward], [backend.render(forward)])
+        found = run(Geometry.of((2, 1, 4)), {"x": x[:, None]}, 1e-5)["y"]
+        torch.testing.assert_close(found, reference(text)(x[:, None]), equal_nan=True)
+
+
+def test_a_schedule_can_be_forced():
+    x, f = torch.randn(3, 4, 5), normc.zoo["instance_norm"]
+    given = {"gamma": torch.ones(4), "beta": torch.zeros(4)}
+    want = torch.nn.functional.instance_norm(x)
+    for schedule in SCHEDULES:
+        with triton.forced(schedule):
+            y = normc.compile(f, backend="triton")(x, **given)
+        torch.testing.assert_close(y, want, rtol=1e-4, atol=1e-5)
+    with (
+        pytest.raises(normc.BackendError, match="did you mean `cluster`"),
+        triton.forced("clusters"),
+    ):
+        pass
 
 
 # --- functions ------------------------------------------------------------------------------------
@@ -188,7 +236,7 @@ def test_functions_of_two_arguments(text, dtype):
 
 
 def test_numbers_alone_and_comparisons():
-    text = "where(x < 0.1, log(2) + sqrt(eps), where(2 > 1, x, -x)) + tanh(0.25)"
+    text = "where(x < 0.1, log(2) + sqrt(eps), where(2 > 1, x, -x)) + tanh(0.25) + 2**x + gamma**0.5"
     for error in compare(text, case_on(BY_NAME["tokens"], "float64"), "triton"):
         assert error.ok, error
 
@@ -228,8 +276,9 @@ def test_offsets_have_64_bits_where_a_tensor_needs_them():
         case = Case(BY_NAME["channels-first"], shape, 32, "bfloat16", 0)
         n, c, s = prod(shape[1:]), prod(shape[2:]), 1
         steps = dict.fromkeys("xy", (n, c * case.geometry.k, c, s))
-        found = triton.launches(choose(job, kernel, case.geometry), case.geometry, steps, 1e-5)
-        assert str(found[0].constants["INDEX"]) == index
+        (config,) = choose(job, kernel, case.geometry)
+        found = main_launch(config, case.geometry, steps, 1e-5)
+        assert found.constants["INDEX"] == index
 
 
 def test_more_programs_than_a_gpu_can_number_are_refused():
@@ -237,8 +286,9 @@ def test_more_programs_than_a_gpu_can_number_are_refused():
     case = Case(BY_NAME["rank 3"], (2**20, 2**13, 1), 1, "float16", 0)
     steps = dict.fromkeys("xy", (2**13, 2**13, 1, 1))
     (kernel,) = job.plan.kernels
+    ((config,),) = small("streaming", 1)(job, kernel, case.geometry, None)
     with pytest.raises(normc.BackendError, match="programs"):
-        triton.launches(tiny(False, 1)(job, kernel, case.geometry), case.geometry, steps, 1e-5)
+        main_launch(config, case.geometry, steps, 1e-5)
 
 
 def test_the_source_is_a_file_that_a_person_can_open():

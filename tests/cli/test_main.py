@@ -8,7 +8,7 @@ from typer.testing import CliRunner
 
 from normc.cli.main import app
 
-COMMANDS = ("show", "check", "bench", "zoo", "doctor", "demo")
+COMMANDS = ("show", "check", "bench", "compile", "zoo", "doctor", "demo")
 
 
 def run(*args):

@@ -5,10 +5,10 @@ import torch
 from typer.testing import CliRunner
 
 import normc
-from normc.cli.derivative import derivatives, latex_derivatives, show_derivatives
 from normc.cli.main import app
 from normc.language.parse import parse as parse_definition
 from normc.language.show import show as show_definition
+from normc.ops.derivative import derivatives, latex_derivatives, show_derivatives
 from normc.reference import reference
 
 STAGES = {
