@@ -10,13 +10,16 @@ from __future__ import annotations
 import json
 import re
 import shlex
-from collections.abc import Callable, Iterable, Sequence
+import textwrap
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 
 from typer.testing import CliRunner
 
 from normc import config
 from normc.backends import contract
+from normc.backends.contract import Job
+from normc.backends.gpus import MACHINES
 from normc.cli import stages
 from normc.cli.main import app
 from normc.cli.stages import Subject
@@ -30,8 +33,11 @@ from normc.language.primitives import COMPARISONS, PRIMITIVES, Primitive
 from normc.language.reductions import REDUCTIONS, Reduction
 from normc.language.show import show_expr
 from normc.language.zoo import ZOO, Entry
+from normc.ops.target import FEW, MANY
 from normc.program.algebra import derivative
 from normc.program.interpret import evaluate
+from normc.schedule.cost import Ways, ways
+from normc.schedule.schedule import CHANNELS_FIRST, CHANNELS_LAST
 
 DOCS = Path(__file__).parent
 FORMULA = "x*sigmoid(v*x)/group_std(x)*gamma + beta"
@@ -263,7 +269,8 @@ Printed by `make docs` from the table in `normc/language/zoo.py`; edit it there.
 {count} published layers, each one line of text. `normc.zoo["evonorm_s0"]` is the formula,
 `normc zoo evonorm_s0` shows it with its paper, `normc show evonorm_s0` what it is compiled to.
 Nothing in the compiler knows these names. `eps` stands in a formula where the paper or its code
-puts it; where the table says another number than 1e-5, give it to `Layer` or to the call.
+puts it; where the table says another number than 1e-5, give it to `Layer` or to the call. How often
+each of them goes through the memory of a GPU is told in [schedules](schedules.md).
 
 {rows}
 """
@@ -282,6 +289,207 @@ def _entry(row: Entry) -> list[str]:
     starts = ", ".join(f"{declared(p)} = {p.init:g}" for p in formula.params)
     paper = f"[{row.paper}](https://arxiv.org/abs/{row.arxiv}), {row.year}"
     return [code(row.name), text, row.doc, starts, f"{row.eps:g}".replace("e-0", "e-"), paper]
+
+
+# --- what schedules move -------------------------------------------------------------------------
+
+SCHEDULES = """\
+# Schedules on a GPU, and the bytes they move
+
+Printed by `make docs` from the plans of the zoo; the text is in `docs/generate.py`.
+
+What a normalization layer costs on a GPU is above all what crosses between memory and chip. It is
+counted here in A, the bytes of one tensor of x's size. Forward has to read x and write y, backward
+has to read x and the gradient that arrives and write another: the floor of most layers is 2A and
+3A. `normc show evonorm_s0 --stage plan --backend triton` prints, beside the small tensors moved:
+
+{example}
+
+## Four schedules
+
+A kernel has *instances*, which do not depend on each other: the samples and groups of group
+normalization, the rows of a LayerNorm. The Triton backend can run any kernel in four ways:
+
+{four}
+
+* **resident**: what belongs to an instance is loaded into registers, reduced there, and used again
+  from there. Every tensor is read once, if an instance fits.
+* **cluster**: programs hold a box of the instance each, hand each other their partial sums through
+  memory, and wait until all have done so. Every tensor is read once here as well, but all programs
+  of an instance have to run at the same time; no AMD GPU is asked for that.
+* **streaming**: a loop over the instance for its statistics, another one for the result. Every
+  sweep reads again what it needs, and an instance may have any size.
+* **split**: as streaming, but several programs loop over a share each. The kernel ends where they
+  would have to wait, and another launch goes on: for few and large instances.
+
+Where a plan has several kernels, each has a schedule of its own: it may move less than one column
+below says, and more than another.
+
+## How one is chosen
+
+When tensors of new sizes come, every schedule that is possible is written down with tiles that suit
+those sizes, and `normc.backends.gpus.estimate` orders them by the time that their bytes, launches
+and meetings may take on this GPU. They are compiled in that order, one that spills registers to
+memory again with twice the warps, and the first that spills none is launched; if all of the first
+few spill, the one that spills least. `with normc.backends.triton.forced("split"):` takes
+one of the four for ops that are compiled in it, wherever a kernel has it.
+
+The estimate promises nothing, and nothing on this page was measured on a GPU: under these schedules
+no kernel has run on one yet. Verified is:
+
+* the results: Triton's interpreter runs every layer of the zoo under each of the four schedules, in
+  both orders of axes, with tiles smaller than the tensors; results and all gradients are compared
+  with the oracle (`tests/backends/test_triton_interpret.py`);
+* the counts below: for every entry, the text of the kernels has as many loads and stores of
+  full-size tensors (`tests/schedule/test_cost.py`), and for five layers the interpreter reads every
+  element as often, except in clusters (`tests/schedule/test_cost_measured.py`);
+* machine code: for a few layers, the schedule that comes first compiles ahead of time for
+  {targets} (`tests/backends/test_triton_aot.py`).
+
+## What each layer moves
+
+In A; backward is for the gradients of x, of every input and of every parameter. Bold is, on chip,
+what exceeds the floor, and in loops, what exceeds it by more than one read of each tensor that is
+read: what is above 2A and 3A, or 3A and 5A, in a layer with no input but x.
+
+Channels first, (N, C, H, W):
+
+{first}
+
+Channels last, (N, H, W, C), and tokens, (B, L, C):
+
+{last}
+
+Not in these numbers are parameters, statistics and what programs hand each other, all of which are
+small; nor the parts of sums over rows, to which a streaming kernel adds in the cache. A read counts
+even where a cache may answer it: loops over an instance that fits there can be faster than this.
+
+## What is above, and why
+
+{why}
+
+`dyt` and `derf` have no statistic, and are read once under every schedule where channels are last.
+Where they are first, the gradients of their parameters are sums over positions, which backward
+takes in a sweep before the one that writes the gradient of x: 3A on chip, 5A in loops.
+
+For fewer than {few} reductions over {many:,} elements or more, an op takes another plan, whatever
+its backend, in which each reduction is shared among instances of a kernel. Several kernels then
+read x, and what is on chip in each of them saves nothing: 3A and 5A under every schedule, for most
+layers. `op.explain(x)` shows the plan for tensors like x; the tables are about all others.
+"""
+
+LAYOUTS = {"first": CHANNELS_FIRST, "last": CHANNELS_LAST}
+
+FOUR = [
+    ["all of it on chip, read once", "resident", "cluster"],
+    ["loops, which read again", "streaming", "split"],
+]
+
+ABOVE: list[tuple[tuple[str, ...], tuple[str, ...], str]] = [
+    # the orders of axes, the layers, the reason
+    (
+        ("last",),
+        (
+            *("batch_norm", "batch_instance_norm", "l1_batch_norm", "evonorm_b0", "evonorm_b1"),
+            *("evonorm_b2", "bn_relu", "spade"),
+        ),
+        "forward and backward with channels last. Instances would be channels, which lie next to "
+        "each other in memory, and nothing else would be left to run in parallel. So a first "
+        "kernel takes statistics per sample, a small one puts them together, and a third applies "
+        "them: the first and the third read x each, whatever stays on chip within one.",
+    ),
+    (
+        ("first",),
+        (
+            *("layer_norm_tokens", "rms_norm", "rms_norm_centred_gain", "add_rms_norm"),
+            *("gated_rms_norm", "ada_layer_norm"),
+        ),
+        "backward with channels first. The statistics are per position, the gradients of "
+        "parameters sums over positions: that makes two kernels, and both read x and the gradient "
+        "that arrives. With channels last, programs carry these sums from row to row.",
+    ),
+    (
+        ("last",),
+        ("ada_layer_norm",),
+        "backward with channels last as well: the gradients of `scale` and `shift` are sums over "
+        "the positions of each sample, and only sums over all rows are carried.",
+    ),
+    (
+        ("first", "last"),
+        ("switchable_norm",),
+        "forward and backward in both orders. Statistics per sample and statistics per channel "
+        "have instances that cut across each other: that makes several kernels, which each read x.",
+    ),
+    (
+        ("first",),
+        ("l1_batch_norm",),
+        "forward with channels first, in loops only. The mean absolute deviation needs the mean, "
+        "so x is read for the mean, for the deviation and for the result.",
+    ),
+]
+
+
+def schedules() -> str:
+    """docs/schedules.md."""
+    found = {
+        (order, name): [ways(job.plan, job.dense) for job in _triton_jobs(name, order)]
+        for order in LAYOUTS
+        for name in ZOO
+    }
+    above = {key for key, both in found.items() if any(map(_above, both))}
+    listed = {(order, name) for orders, names, _ in ABOVE for order in orders for name in names}
+    assert above == listed, f"ABOVE needs a reason for {above - listed}, none for {listed - above}"
+    shown = _output("normc show evonorm_s0 --stage plan --backend triton")
+    lines = [line.partition(" (small")[0] for line in shown if "floor" in line]
+    return SCHEDULES.format(
+        example=block("\n".join(lines)),
+        four=table(["", "one program per instance", "several programs share it"], FOUR),
+        targets=_names(list(MACHINES)),
+        **{order: _traffic(order, found) for order in LAYOUTS},
+        why="\n".join(_bullet(f"{_names(names)}, {why}") for _, names, why in ABOVE),
+        few=FEW,
+        many=MANY,
+    )
+
+
+def _triton_jobs(name: str, order: str) -> list[Job]:
+    return Subject(zoo[name], order=LAYOUTS[order], backend="triton").jobs()
+
+
+def _above(found: Ways) -> bool:
+    """Whether a plan moves more than its floor on chip, or reads a tensor twice again in loops."""
+    return found.once.full > found.floor.full or found.split.full > _twice(found)
+
+
+def _twice(found: Ways) -> int:
+    """The floor, and one more read of all that it reads."""
+    return found.floor.full + sum(v.axes == axes.FULL for v in found.floor.reads)
+
+
+def _traffic(order: str, found: Mapping[tuple[str, str], Sequence[Ways]]) -> str:
+    columns = ["floor", "resident, cluster", "streaming", "split"]
+    head = ["layer", *(f"{part} {c}" for part in ("forward:", "backward:") for c in columns)]
+    rows = [[code(name), *(c for w in found[order, name] for c in _cells(w))] for name in ZOO]
+    return table(head, rows)
+
+
+def _cells(found: Ways) -> list[str]:
+    least, most = found.floor.full, _twice(found)
+    pairs = [(found.once, least), (found.streaming, most), (found.split, most)]
+    return [str(least), *(_bold(traffic.full, usual) for traffic, usual in pairs)]
+
+
+def _bold(count: int, usual: int) -> str:
+    return f"**{count}**" if count > usual else str(count)
+
+
+def _bullet(text: str) -> str:
+    return textwrap.fill(f"* {text}", 100, subsequent_indent="  ", break_on_hyphens=False)
+
+
+def _names(names: Sequence[str]) -> str:
+    *first, last = map(code, names)
+    return f"{', '.join(first)} and {last}" if first else last
 
 
 # --- the pipeline --------------------------------------------------------------------------------
@@ -366,9 +574,10 @@ not change in a loop have moved out of it. What the numbers are computed in is t
 
 ## triton
 
-Each kernel is printed in two forms. The resident one holds all that belongs to an instance in one
-tile and reads it once; the streaming one loops over it and merges the blocks. Which is launched
-is decided by the sizes of the call. `normc show --stage triton` prints backward as well; forward:
+Each kernel is printed under four [schedules](schedules.md). The resident one holds all that belongs
+to an instance in one tile and reads it once; the streaming one loops over it and merges the blocks;
+in a cluster or a split, several programs share an instance. Which is launched is decided by the
+sizes of the call. `normc show --stage triton` prints backward as well; forward:
 
 <!-- fmt: off -->
 {triton_forward}
@@ -449,11 +658,16 @@ def quote(about: str) -> str:
     """Of a command's output, what stands from the first line that contains one text to the next
     that contains another."""
     command, first, last = about.split(" | ")
-    result = CliRunner().invoke(app, shlex.split(command)[1:], catch_exceptions=False)
-    lines = result.output.splitlines()
+    lines = _output(command)
     start = next(i for i, line in enumerate(lines) if first in line)
     stop = next(i for i, line in enumerate(lines) if i >= start and last in line)
     return "\n".join(lines[start : stop + 1])
+
+
+def _output(command: str) -> list[str]:
+    """The lines that a command prints."""
+    result = CliRunner().invoke(app, shlex.split(command)[1:], catch_exceptions=False)
+    return result.output.splitlines()
 
 
 # --- all of them ---------------------------------------------------------------------------------
@@ -463,6 +677,7 @@ PAGES: dict[str, Callable[[], str]] = {
     "environment.md": config.markdown,
     "language.md": language,
     "pipeline.md": pipeline,
+    "schedules.md": schedules,
     "zoo.md": zoo_page,
 }
 

@@ -65,10 +65,9 @@ class _Ready:
 class Runner:
     """Runs the kernels of a job, one after the other."""
 
-    def __init__(self, job: Job, module: Any, machinery: Callable[[Any], Machinery]) -> None:
+    def __init__(self, job: Job, machinery: Machinery) -> None:
         self.job = job
-        self.module = module
-        self.machinery = machinery(module)
+        self.machinery = machinery
         self.wide, self.storage = getattr(torch, job.wide), getattr(torch, job.dtype)
         self.bound = lru_cache(maxsize=256)(self._bound)
 

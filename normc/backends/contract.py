@@ -11,7 +11,7 @@ from __future__ import annotations
 import importlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
+from functools import cached_property, partial
 from typing import Any, Protocol
 
 from normc.errors import BackendError, nearest
@@ -61,10 +61,15 @@ class Job:
 class Source:
     """What a backend prints."""
 
-    text: str
+    written: str | Callable[[], str]  # the text, or what prints it when it is wanted
     entry: str
     suffix: str  # of the file it lies in: ".c", ".py", ".txt"
     dtype: str = "float32"  # the storage type of its job
+
+    @cached_property
+    def text(self) -> str:
+        """The text."""
+        return self.written if isinstance(self.written, str) else self.written()
 
 
 Bound = Callable[[Mapping[str, Any], float], dict[str, Any]]

@@ -50,7 +50,8 @@ MACHINES = {
 LAUNCH = 2.0  # microseconds that a kernel takes at the least
 MEETING = 2.0  # microseconds from the last load of a box to the first store, all programs met
 HIT = 0.4  # what reading from the shared cache costs, relative to memory
-AHEAD = 2  # programs per processor that keep memory busy
+BUSY = 16  # warps per processor that keep memory busy
+MOST = 48  # warps per processor that are there at the same time, where programs have few
 
 
 def estimate(schedule: Sequence[Config], geometry: Geometry, machine: Machine) -> float:
@@ -61,28 +62,23 @@ def estimate(schedule: Sequence[Config], geometry: Geometry, machine: Machine) -
 def _launch(config: Config, geometry: Geometry, machine: Machine) -> float:
     form = config.form
     tensor = geometry.count(FULL) * {"float64": 8, "float32": 4}.get(form.job.dtype, 2)
-    blocks, held = config.blocks_of_instances(geometry), machine.processors
-    if config.warps <= 16 and not form.meets:
-        held *= AHEAD
-    working = min(blocks * config.parts, held)
-    moved = tensor * _tensors(config, tensor * held / max(1, blocks * config.parts), machine)
-    turns = -(-blocks // max(1, held // config.parts))
-    launches = 2 if form.handed and not form.resident else 1
-    wanted = min(held, AHEAD * machine.processors)
-    busy = min(1.0, working * (1 if form.resident else config.warps / 8) / wanted)
-    return (
-        moved / machine.bandwidth / max(busy, 1e-3)
-        + LAUNCH * launches
-        + MEETING * config.meets * turns
-    )
+    blocks, parts = max(1, config.blocks_of_instances(geometry)), config.parts
+    held = machine.processors * (1 if form.meets else max(1, MOST // config.warps))
+    share = tensor * min(1.0, held / (blocks * parts))
+    moved = tensor * _tensors(config, share, machine)
+    warps = min(blocks * parts, held) * config.warps
+    busy = min(1.0, warps / (BUSY * machine.processors))
+    meetings = config.meets * -(-blocks // max(1, held // parts))
+    launches = 2 if form.schedule == "split" and form.handed else 1
+    return moved / machine.bandwidth / busy + LAUNCH * launches + MEETING * meetings
 
 
-def _tensors(config: Config, footprint: float, machine: Machine) -> float:
-    """How many full-size tensors go to and from memory; ``footprint``: bytes of one at work."""
+def _tensors(config: Config, share: float, machine: Machine) -> float:
+    """How many full-size tensors go to and from memory; ``share``: bytes of one at work."""
     sweeps = config.form.kernel.sweeps
     written = sum(v.axes == FULL for w in sweeps for v in w.stores)
     reads = [v.name for w in sweeps for v in w.reads if v.axes == FULL]
     first = len(set(reads))
     again = 0.0 if config.form.resident else len(reads) - first
-    near = footprint * (first + written) < machine.cache / 2
+    near = share * (first + written) < machine.cache / 2
     return first + written + again * (HIT if near else 1.0)

@@ -91,7 +91,7 @@ def main_launch(config: Config, geometry: Geometry, steps: Steps, eps: float) ->
         *(geometry.count(d.axes) for d in form.sizes),
     )
     index = "int64" if _reach(geometry, steps) > MOST else "int32"
-    constants = {"EPS": eps, "INDEX": index, **dict(config.blocks)}
+    constants = {"EPS": eps, "INDEX": index, **config.constants}
     if form.meets:
         constants[WAIT] = True
     return Launch(

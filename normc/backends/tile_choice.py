@@ -104,7 +104,8 @@ class _Chooser:
             return []
         made = [self.box(limit // self.weight) for limit in (HELD // 2, HELD, MOST_HELD)]
         most = self.machine.processors
-        return [s for s in made if s and (s[0].parts <= most or not s[0].meets)]
+        fitting = [s for s in made if s and (1 < s[0].parts <= most or not s[0].meets)]
+        return list(dict.fromkeys(fitting))  # a small instance has the same box at every limit
 
     def box(self, most: int) -> Schedule:
         """Boxes of up to ``most`` elements: as few as possible, with runs as long as possible."""
@@ -152,7 +153,7 @@ class _Chooser:
             blocks |= parts | self.merges(form, parts)
         elements = prod(extents[d.letter] for d in form.dims)
         warps = 32 if elements * self.weight > HELD else _warps(elements)
-        return Config(form, tuple(blocks.items()), warps)
+        return Config.of(form, blocks, warps)
 
     def merges(self, form: Form, parts: Mapping[str, int]) -> dict[str, int]:
         """In what extents the states of all programs are read."""
@@ -191,7 +192,7 @@ class _Chooser:
         if form.shared:
             blocks |= {d.parts: -(-sizes[d.letter] // shares[d.letter]) for d in form.free}
             blocks |= {d.share: shares[d.letter] for d in form.free}
-        return Config(form, tuple(blocks.items()), _warps(largest * _crowd(form)))
+        return Config.of(form, blocks, _warps(largest * _crowd(form)))
 
     def shares(self, form: Form, lanes: Sizes) -> dict[str, int]:
         """How many indices of each dimension a program walks: a power of two, outermost first."""

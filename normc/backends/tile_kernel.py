@@ -77,7 +77,7 @@ class Printer:
             for stat in form.kernel.carries:
                 start = scope.full(0, form.kernel.grid | stat.kept, "sum")
                 scope.add(f"{stat.name}_t = {start}")
-        blocks = "*".join(f"tl.cdiv({d.size}, {d.block()})" for d in form.grid) or "1"
+        blocks = "*".join(map(scope.blocks, form.grid)) or "1"
         together = "".join(f"//{d.parts}" for d in form.free) if form.shared else ""
         with scope.loop(f"turn in range(part, {blocks}, tl.num_programs(0){together})"):
             scope.instances("turn")
@@ -90,7 +90,9 @@ class Printer:
         """What is on chip from the start: the indices of all elements, the loads of all tensors."""
         if self.form.resident:
             for d in self.form.free:
-                first = f"{d.letter}_part*{d.block()}" if self.form.shared else "0"
+                first = f"{d.letter}_part" if self.form.shared else "0"
+                if self.form.shared and not self.scope.one(d):
+                    first = f"{first}*{d.block()}"
                 self.scope.index(d, first, d.block())
             self.prepare(self.form.kernel.reads)
 
@@ -169,10 +171,11 @@ class Printer:
 
     def range(self, d: Dim, step: str) -> str:
         """The loop over a dimension: all of it, or the share of this program."""
+        by = "" if self.scope.one(d) else f", {step}"
         if not self.form.shared:
-            return f"{d.letter}_from in range(0, {d.size}, {step})"
+            return f"{d.letter}_from in range(0, {d.size}{by})"
         end = f"tl.minimum(({d.letter}_part + 1)*{d.share}, {d.size})"
-        return f"{d.letter}_from in range({d.letter}_part*{d.share}, {end}, {step})"
+        return f"{d.letter}_from in range({d.letter}_part*{d.share}, {end}{by})"
 
     def start(self, i: int, sweep: Sweep) -> None:
         """The states of a row before its first tile."""
@@ -200,9 +203,9 @@ class Printer:
 
     def elements(self, i: int, sweep: Sweep) -> str:
         """The number of elements that a row has in this tile."""
-        cols = self.form.along(sweep.cols)
+        cols = [d for d in self.form.along(sweep.cols) if not self.scope.one(d)]
         parts = [f"tl.minimum({d.block(i)}, {d.size} - {d.letter}_from)" for d in cols]
-        return f"tl.cast({'*'.join(parts)}, {self.scope.real})"
+        return f"tl.cast({'*'.join(parts) or '1'}, {self.scope.real})"
 
     # --- folds -----------------------------------------------------------------------------------
     def fold(self, i: int, sweep: Sweep, fold: Fold, value: str) -> None:
@@ -225,7 +228,7 @@ class Printer:
         for f in fold.state.folds:
             (each,) = self.numbers([f.each], names)
             names[var(f.name)] = number = f"{label(fold)}_{f.name}{suffix}"
-            inside = f"tl.where({self.scope.mask(sweep.cols)}, {each}, {START[f.op]})"
+            inside = self.scope.masked(sweep.cols, each, START[f.op])
             self.scope.add(f"{number} = {self.scope.fold(i, axes, sweep.cols, f.op, inside)}")
 
     def held(self, sweep: Sweep) -> str:
@@ -252,7 +255,7 @@ class Printer:
         """Add a tile to those before it, element by element; `finish` folds their sum, once."""
         (f,) = fold.state.folds
         (each,) = self.numbers([f.each], {E: element})
-        inside = var(f"tl.where({self.scope.mask(sweep.cols)}, {each}, {START[f.op]})")
+        inside = var(self.scope.masked(sweep.cols, each, START[f.op]))
         total = values_of(fold)[f.name]
         merged = fold.state.merge({f.name: total}, {f.name: inside}, COUNT, COUNT)[f.name]
         (text,) = self.numbers([merged], {total: total.name, inside: inside.name})
@@ -295,11 +298,12 @@ class Printer:
         """Add the instances of a tile to the program's part of a sum: in registers or in memory."""
         grid, scope = self.form.kernel.grid, self.scope
         element = scope.named(f"{stat.name}_e", value)
-        inside = f"tl.where({scope.mask(grid)}, {element}, 0.0)"
+        inside = scope.masked(grid, element, "0.0")
         if self.form.resident:
             scope.add(f"{stat.name}_t = {stat.name}_t + {inside}")
             return
-        mask = f", {scope.mask(stat.kept)}, 0.0" if stat.kept else ""
+        inner = scope.mask(stat.kept)
+        mask = f", {inner}, 0.0" if inner else ""
         scope.add(f"{stat.name}_t = {scope.fold(i, grid | stat.kept, grid, 'sum', inside)}")
         scope.add(f"{stat.name}_before = tl.load({self.part(stat)}{mask})")
         total = f"{stat.name}_t + tl.where(turn == part, 0.0, {stat.name}_before)"

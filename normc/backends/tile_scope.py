@@ -107,28 +107,43 @@ class Scope:
         """The indices of a program over the grid, innermost first."""
         grid = self.form.grid
         for d in reversed(grid):
-            blocks = f"tl.cdiv({d.size}, {d.block()})"
+            blocks = self.blocks(d)
             here = "program" if d is grid[0] else f"program % {blocks}"
             if d is grid[-1] and program != "program":
                 self.add(f"program = {program}")
-            self.index(d, f"{here}*{d.block()}", d.block())
+            self.index(d, here if self.one(d) else f"{here}*{d.block()}", d.block())
             if d is not grid[0]:
                 self.add(f"program = program // {blocks}")
 
+    def one(self, d: Dim) -> bool:
+        """Whether a tile has only one index along a dimension."""
+        return d.letter in self.form.single
+
+    def blocks(self, d: Dim) -> str:
+        """The number of tiles along a dimension."""
+        return d.size if self.one(d) else f"tl.cdiv({d.size}, {d.block()})"
+
     def index(self, d: Dim, first: str, extent: str) -> None:
         """Bind the index of a dimension, and c where groups and channels in them make it up."""
-        view = expanded([d], self.form.dims)
-        self.add(
-            f"{d.letter}_i = span({first}, {extent}, INDEX)", f"{d.letter} = {d.letter}_i{view}"
-        )
-        self.add(f"{d.letter}_in = {d.letter} < {d.size}")
+        if self.one(d):
+            self.add(f"{d.letter} = tl.cast({first}, INDEX)")
+        else:
+            view = expanded([d], self.form.tile)
+            self.add(f"{d.letter}_i = span({first}, {extent}, INDEX)")
+            self.add(f"{d.letter} = {d.letter}_i{view}")
+            self.add(f"{d.letter}_in = {d.letter} < {d.size}")
         self._known.append(d)
         if d.letter in "gk" and {"g", "k"} <= {other.letter for other in self._known}:
             self.add("c = g*K + k")
 
     def mask(self, axes: Axis) -> str:
         """The condition under which an element over ``axes`` exists."""
-        return " & ".join(f"{d.letter}_in" for d in self.form.along(axes))
+        return " & ".join(f"{d.letter}_in" for d in self.form.along(axes) if not self.one(d))
+
+    def masked(self, axes: Axis, value: str, other: str) -> str:
+        """A value where an element over ``axes`` exists, else another."""
+        inside = self.mask(axes)
+        return f"tl.where({inside}, {value}, {other})" if inside else value
 
     def owned(self, axes: Axis) -> str:
         """The condition under which this program is the one that stores an element."""
@@ -141,23 +156,34 @@ class Scope:
         terms = [
             f"tl.minimum({share(d)}, {d.size} - {d.letter}_part*{share(d)})"
             for d in self.form.along(axes)
+            if not (self.one(d) and self.form.resident)
         ]
-        return f"tl.cast({'*'.join(terms)}, {self.real})"
+        return f"tl.cast({'*'.join(terms) or '1'}, {self.real})"
 
     def extents(self, i: int, axes: Axis) -> list[str]:
         """The shape of a tile over ``axes`` in a sweep."""
         grid, resident = self.form.kernel.grid, self.form.resident
-        own = {d: d.block(None if resident or d.axes & grid else i) for d in self.form.dims}
-        return [own[d] if d.axes & axes else "1" for d in self.form.dims]
+        own = {d: d.block(None if resident or d.axes & grid else i) for d in self.form.tile}
+        return [own[d] if d.axes & axes else "1" for d in self.form.tile]
 
     def full(self, i: int, axes: Axis, op: str) -> str:
         """A tile of a fold's start."""
-        return f"tl.full([{', '.join(self.extents(i, axes))}], {START[op]}, {self.real})"
+        shape = self.extents(i, axes) if any(d.axes & axes for d in self.form.tile) else []
+        return f"tl.full([{', '.join(shape)}], {START[op]}, {self.real})"
 
     def fold(self, i: int, axes: Axis, along: Axis, op: str, text: str) -> str:
-        """The fold of a tile over ``axes``; neighbouring dimensions are folded as one."""
-        shape = self.extents(i, axes)
-        for first, after in reversed(_runs([bool(d.axes & along) for d in self.form.dims])):
+        """The fold of a tile over ``axes``; neighbouring dimensions are folded as one.
+
+        What keeps no dimension of the tile is a scalar, which every thread has.
+        """
+        shape, own = self.extents(i, axes), [d for d in self.form.tile if d.axes & axes]
+        if not own:
+            return text
+        if not any(d.axes & ~along for d in own):
+            flat = "*".join(size for size in shape if size != "1")
+            text = f"tl.reshape({text}, [{flat}])" if len(shape) > 1 else text
+            return FOLD[op].format(text, 0, "")
+        for first, after in reversed(_runs([bool(d.axes & along) for d in self.form.tile])):
             if after - first > 1:
                 shape[first:after] = ["*".join(shape[first:after]), *["1"] * (after - first - 1)]
                 text = f"tl.reshape({text}, [{', '.join(shape)}])"
@@ -194,8 +220,7 @@ class Scope:
         for d in sorted(self.form.along(axes), key=lambda d: d.axes.value):
             outer = f"({text})" if " " in text else text
             text = f"{outer}*{d.size} + {d.letter}" if outer else d.letter
-        ones = ", ".join("1" for _ in self.form.dims)
-        return [text or f"tl.zeros([{ones}], tl.int32)"]
+        return [text or "0"]
 
     def load(self, v: Var) -> str:
         """The text that reads a tile of a tensor, or a parameter that is one number.
@@ -206,21 +231,27 @@ class Scope:
         if not v.axes:
             return f"tl.load({pointer(v)}).to({self.real})"
         if v.axes == FULL:
-            return f"tl.load({self.place(v)}, {self.mask(v.axes)}, 0.0).to({self.real})"
+            return f"tl.load({self.place(v)}{_guard(self.mask(v.axes))}).to({self.real})"
         inner = self.small(v.axes)
-        inside = " & ".join(f"({inner[d]} < {d.size})" for d in inner)
-        text = f"tl.load({pointer(v)} + {self.dense(inner)}, {inside}, 0.0).to({self.real})"
-        return text + expanded(list(inner), self.form.dims)
+        guard = _guard(self.exists(inner))
+        text = f"tl.load({pointer(v)} + {self.dense(inner)}{guard}).to({self.real})"
+        return text + expanded(list(inner), self.form.tile)
+
+    def exists(self, indices: Mapping[Dim, str]) -> str:
+        """The condition under which an element at these indices exists."""
+        return " & ".join(f"({indices[d]} < {d.size})" for d in indices if not self.one(d))
 
     def small(self, axes: Axis, *after: str) -> dict[Dim, str]:
         """The indices of a tile that has only the dimensions of ``axes``, and others after them."""
         dims = self.form.along(axes)
-        rank = len(dims) + len(after)
+        wide = [d for d in dims if not self.one(d)]
+        rank = len(wide) + len(after)
         views = [", ".join(":" if i == j else "None" for i in range(rank)) for j in range(rank)]
-        return {
+        found = {
             d: f"{d.letter}_i[{view}]" if rank > 1 else f"{d.letter}_i"
-            for d, view in zip(dims, views, strict=False)
+            for d, view in zip(wide, views, strict=False)
         }
+        return {d: found.get(d, d.letter) for d in dims}
 
     def dense(self, indices: Mapping[Dim, str]) -> str:
         """The place of an element in a dense tensor over the dimensions of these indices."""
@@ -244,7 +275,12 @@ class Scope:
 def expanded(own: Sequence[Dim], dims: Sequence[Dim]) -> str:
     """The subscript that gives a tile of some dimensions the others, of extent 1."""
     view = ", ".join(":" if d in own else "None" for d in dims)
-    return f"[{view}]" if "None" in view else ""
+    return f"[{view}]" if "None" in view and ":" in view else ""
+
+
+def _guard(inside: str) -> str:
+    """The arguments of a load that say where there is nothing to read."""
+    return f", {inside}, 0.0" if inside else ""
 
 
 def pointer(v: Var) -> str:

@@ -57,7 +57,8 @@ def hand_over(scope: Scope, sweep: Sweep, fold: Fold, names: Sequence[str]) -> N
     part = ""
     for d in scope.form.along(sweep.cols):
         part = f"{_in_brackets(part)}*{d.parts} + {d.letter}_part" if part else f"{d.letter}_part"
-    place = f"{_row(scope, kept)}*{_in_brackets(parts_along(scope.form, sweep.cols))} + {part}"
+    row, many = _in_brackets(scope.offset(kept)[0]), parts_along(scope.form, sweep.cols)
+    place = f"{row}*{_in_brackets(many)} + {part}"
     for tensor, name in zip(handed(fold), names, strict=True):
         others = [d for d in scope.form.free if not d.axes & (kept | sweep.cols)]
         owned = [scope.mask(kept), *(f"({d.letter}_part == 0)" for d in others)]
@@ -89,19 +90,20 @@ def take_over(scope: Scope, i: int, sweep: Sweep) -> None:
     form = scope.form
     kept, many = form.kernel.grid | sweep.rows, parts_along(form, sweep.cols)
     rows = scope.small(kept, "q")
-    view = f"[{', '.join(['None'] * len(rows) + [':'])}]" if rows else ""
+    wide = [d for d in rows if not scope.one(d)]
+    view = f"[{', '.join(['None'] * len(wide) + [':'])}]" if wide else ""
     scope.add(f"q = span(0, {form.merges[i]}, INDEX){view}")
     row = _in_brackets(scope.dense(rows)) if rows else "0"
-    inside = " & ".join([*(f"({rows[d]} < {d.size})" for d in rows), f"(q < {many})"])
+    inside = " & ".join([*filter(None, [scope.exists(rows)]), f"(q < {many})"])
     if any(gathers_by_weight(fold.state) for fold in sweep.folds):
         scope.add(f"held = {_held(scope.form, sweep.cols, scope.real)}")
-    read = Gather(form, many, f"{row}*{_in_brackets(many)} + q", inside, len(rows))
+    read = Gather(form, many, f"{row}*{_in_brackets(many)} + q", inside, len(wide))
     every = scope.count(sweep.cols) if gathers_any(sweep) else ""
     for fold in sweep.folds:
         scope.add(*read.lines(fold, every))
         wholes, owns = values_of(fold), values_of(fold, LOCAL)
-        if rows:  # in the layout of the program's own: another one would be carried to all of x
-            view, exist = expanded(list(rows), form.dims), scope.mask(kept)
+        if wide:  # in the layout of the program's own: another one would be carried to all of x
+            view, exist = expanded(wide, form.tile), scope.mask(kept)
             for name, own in zip(wholes.values(), owns.values(), strict=True):
                 scope.add(f"{name.name} = tl.where({exist}, {name.name}{view}, {own.name})")
 
@@ -149,9 +151,10 @@ def _held(form: Form, cols: Axis, real: str) -> str:
     share, terms, q = share_of(form), list[str](), "q"
     for d in reversed(form.along(cols)):
         part = q if d is form.along(cols)[0] else f"({q} % {d.parts})"
-        terms.append(f"tl.minimum({share(d)}, {d.size} - {part}*{share(d)})")
+        if not (form.resident and d.letter in form.single):
+            terms.append(f"tl.minimum({share(d)}, {d.size} - {part}*{share(d)})")
         q = f"({q} // {d.parts})"
-    return f"tl.cast({'*'.join(reversed(terms))}, {real})"
+    return f"tl.cast({'*'.join(reversed(terms)) or '1 + 0*q'}, {real})"
 
 
 def finish_sizes(form: Form, sweep: Sweep) -> tuple[Dim, ...]:
@@ -203,11 +206,6 @@ def _count(form: Form, axes: Axis) -> str:
     """The number of elements over ``axes``."""
     sizes = [d.size for d in form.sizes if d.axes & axes]
     return _in_brackets("*".join(f"tl.cast({size}, tl.{form.job.wide})" for size in sizes))
-
-
-def _row(scope: Scope, kept: Axis) -> str:
-    """The index of what a statistic keeps."""
-    return _in_brackets(" + ".join(scope.offset(kept)))
 
 
 def _in_brackets(text: str) -> str:

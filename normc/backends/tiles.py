@@ -9,7 +9,7 @@ what size, is decided when tensors come (`tile_choice`).
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 
 from normc.backends.contract import Job
@@ -23,19 +23,23 @@ from normc.schedule.plan import Kernel
 
 
 def source(job: Job) -> str:
-    """The text of a job: a Python file that imports nothing but triton."""
-    every = [forms(job, kernel) for kernel in job.plan.kernels]
-    printed = [Printer(f).kernel() for one in every for fs in one.values() for f in fs]
+    """The text of a job, for tensors of any size: a Python file that imports nothing but triton."""
+    return printed(job, [f for k in job.plan.kernels for fs in forms(job, k).values() for f in fs])
+
+
+def printed(job: Job, wanted: Sequence[Form]) -> str:
+    """The text of some forms of a job, and of what they need beside them."""
+    kernels = [Printer(form).kernel() for form in wanted]
     finishes = [
-        finish_kernel(f, i)
-        for one in every
-        for f in one.get("split", ())
-        if f.shared
-        for i, sweep in enumerate(f.kernel.sweeps)
+        finish_kernel(form, i)
+        for form in wanted
+        if form.schedule == "split"
+        for i, sweep in enumerate(form.kernel.sweeps)
         if sweep.folds
     ]
-    sums = [carried_sum(job, stat) for stat in job.plan.carries]
-    body = "\n\n\n".join([*printed, *finishes, *sums])
+    carried = {s.name: s for form in wanted for s in form.kernel.carries}
+    sums = [carried_sum(job, stat) for stat in carried.values()]
+    body = "\n\n\n".join([*kernels, *finishes, *sums])
     return "\n\n\n".join([header(job), *_used(job, body), body]) + "\n"
 
 
@@ -81,4 +85,4 @@ def header(job: Job) -> str:
     )
 
 
-__all__ = ["Form", "Printer", "carried_sum", "forms", "header", "source"]
+__all__ = ["Form", "Printer", "carried_sum", "forms", "header", "printed", "source"]

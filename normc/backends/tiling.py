@@ -16,8 +16,8 @@ launch there.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
 from functools import cached_property
 from math import prod
 
@@ -67,6 +67,7 @@ class Form:
     kernel: Kernel
     resident: bool
     shared: bool = False
+    single: frozenset[str] = frozenset()  # dimensions that a tile has not: one index at a time
 
     @property
     def schedule(self) -> str:
@@ -82,8 +83,13 @@ class Form:
 
     @cached_property
     def dims(self) -> tuple[Dim, ...]:
-        """The dimensions of its tiles, outermost in memory first."""
+        """The dimensions that are walked, outermost in memory first."""
         return self._dims(self._walked)
+
+    @cached_property
+    def tile(self) -> tuple[Dim, ...]:
+        """The dimensions of its tiles."""
+        return tuple(d for d in self.dims if d.letter not in self.single)
 
     @property
     def grid(self) -> tuple[Dim, ...]:
@@ -144,10 +150,11 @@ class Form:
     @property
     def blocks(self) -> tuple[tuple[Dim, int | None], ...]:
         """The extents passed: a dimension, and the sweep if it is the extent in its loops."""
-        if self.resident:
-            return tuple((d, None) for d in self.dims)
-        looped = [(d, i) for i, w in enumerate(self.kernel.sweeps) for d in self.looped(w)]
-        return (*((d, None) for d in self.grid), *looped)
+        found = [(d, None) for d in (self.dims if self.resident else self.grid)]
+        if not self.resident:
+            sweeps = enumerate(self.kernel.sweeps)
+            found += [(d, i) for i, w in sweeps for d in self.looped(w)]
+        return tuple((d, i) for d, i in found if d in self.tile)
 
     @property
     def shares(self) -> tuple[str, ...]:
@@ -244,6 +251,19 @@ class Config:
     form: Form
     blocks: tuple[tuple[str, int], ...]
     warps: int
+
+    @staticmethod
+    def of(form: Form, blocks: Mapping[str, int], warps: int) -> Config:
+        """The configuration; a dimension whose extents are all 1 is none of the tile's."""
+        wide = {d.letter for d, i in form.blocks if blocks[d.block(i)] > 1}
+        single = frozenset(d.letter for d in form.dims if d.letter not in wide)
+        return Config(replace(form, single=single), tuple(blocks.items()), warps)
+
+    @property
+    def constants(self) -> dict[str, int]:
+        """The numbers that are passed to be folded into the code."""
+        passed = {*(d.block(i) for d, i in self.form.blocks), *self.form.shares}
+        return {name: value for name, value in self.blocks if name in passed}
 
     def blocks_of_instances(self, geometry: Geometry) -> int:
         """How many blocks of instances there are, for programs to take in turn."""

@@ -10,15 +10,13 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
-import re
-import subprocess
-import tempfile
-from collections.abc import Callable, Generator, Iterator, Sequence
+import inspect
+from collections.abc import Generator, Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, replace
 from functools import cache as once
-from itertools import islice
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -27,18 +25,20 @@ from torch import Tensor
 
 from normc import config
 from normc.backends import cache
+from normc.backends.artefacts import Argument, Artefact, amd_report, contiguous, cubin_report, full
+from normc.backends.calls import Kind, Runner, Start
 from normc.backends.contract import Job, Run, Source, joined
 from normc.backends.gpus import MACHINES, Machine
 from normc.backends.launches import ALIGNED, MOST, Launch, divisor, followers, main_launch, sized
-from normc.backends.memory import Strides
-from normc.backends.tile_choice import Schedule, candidates, wider
-from normc.backends.tiles import source
+from normc.backends.settle import Choose, Maker, Report, offered
+from normc.backends.tile_choice import Schedule, candidates
+from normc.backends.tile_scope import WAIT
+from normc.backends.tiles import printed, source
 from normc.backends.tiling import SCHEDULES
-from normc.backends.calls import Kind, Runner, Start
 from normc.errors import BackendError, nearest
-from normc.language.axes import CHANNEL, FULL
+from normc.language.axes import FULL
 from normc.language.geometry import Geometry
-from normc.schedule.plan import Able, Kernel
+from normc.schedule.plan import Able
 
 
 def _part(name: str) -> Any:
@@ -50,9 +50,6 @@ def _part(name: str) -> Any:
 
 
 triton, tl = _part("triton"), _part("triton.language")
-
-Choose = Callable[[Job, Kernel, Geometry, Machine], list[Schedule]]
-"""The schedules that a kernel could be launched under, the most promising first."""
 
 _DTYPES = ("float32", "float64", "float16", "bfloat16")
 _SHORT = {
@@ -86,17 +83,16 @@ class TritonBackend:
         )
 
     def render(self, job: Job) -> Source:
-        return Source(source(job), job.entry, ".py")
+        return Source(lambda: source(job), job.entry, ".py")
 
     def unit(self, jobs: Sequence[Job], sources: Sequence[Source]) -> str:
         return joined(sources)
 
     def load(self, jobs: Sequence[Job], sources: Sequence[Source]) -> list[Run]:
+        if triton is None:
+            raise BackendError(self.why_not("float32", "cuda"))
         kind = _Interpreter if interpreted() else _Driver
-        return [
-            Runner(job, module, lambda module: kind(module, self.choose, _only.get()))
-            for job, module in zip(jobs, map(_module, sources), strict=True)
-        ]
+        return [Runner(job, kind(self.choose, _only.get())) for job in jobs]
 
 
 backend = TritonBackend()
@@ -126,20 +122,14 @@ def forced(schedule: str) -> Generator[None, None, None]:
         _only.reset(token)
 
 
-def offered(
-    choose: Choose, only: str, job: Job, geometry: Geometry, machine: Machine
-) -> Iterator[tuple[Kernel, list[Schedule]]]:
-    """For each kernel of a job what can be launched, in order of preference."""
-    for kernel in job.plan.kernels:
-        every = choose(job, kernel, geometry, machine)
-        some = [s for s in every if any(c.form.schedule == only for c in s)]
-        yield kernel, some or every
+def module_of(job: Job, schedule: Schedule) -> Any:
+    """The kernels of a schedule, as they are launched: printed for it alone, and imported."""
+    name = f"{job.entry}_{schedule[0].form.kernel.name}_{schedule[0].form.schedule}"
+    return _module(Source(printed(job, [c.form for c in schedule]), name, ".py"))
 
 
 def _module(source: Source) -> Any:
     """The source as a module: written to the cache, verified there, and imported."""
-    if triton is None:
-        raise BackendError(backend.why_not("float32", "cuda"))
     key = cache.key(source.text, "triton", triton.__version__, "")
     file = f"{source.entry}{source.suffix}"
     folder = cache.get_or_build(key, lambda where: _write(where / file, source.text))
@@ -169,27 +159,27 @@ def _constants(launch: Launch) -> dict[str, Any]:
 class _Interpreter:
     """Runs programs one after the other, in Python."""
 
-    module: Any
     choose: Choose
     only: str
 
     def settle(self, kind: Kind, eps: float, aligned: bool) -> list[tuple[Launch, Start]]:
-        found: list[Launch] = []
+        found: list[tuple[Launch, Start]] = []
         machine = MACHINES["sm_90"]
         for _, schedules in offered(self.choose, self.only, kind.job, kind.geometry, machine):
+            module = module_of(kind.job, schedules[0])
             for c in schedules[0]:
                 first = main_launch(c, kind.geometry, kind.steps, eps)
                 first = sized(first, machine, 2 * first.parts)  # two instances at a time
                 assert first is not None, "there is room for two"
-                found += [first, *followers(c, first, kind.geometry)]
-        return [(one, self._start(one)) for one in found]
+                every = (first, *followers(c, first, kind.geometry))
+                found += [(one, self.start(getattr(module, one.name), one)) for one in every]
+        return found
 
-    def _start(self, launch: Launch) -> Start:
+    def start(self, function: Any, launch: Launch) -> Start:
         """Programs run in turn, so none can wait: launched again, each finds what others left."""
-        function = getattr(self.module, launch.name)
         constants = _constants(launch)
-        if launch.meets:
-            constants["WAIT"] = False
+        if WAIT in constants:
+            constants[WAIT] = False
 
         def start(tensors: Sequence[Any]) -> None:
             for _ in range(1 + launch.meets):
@@ -208,34 +198,20 @@ class _Interpreter:
 
 
 @dataclass(frozen=True)
-class Report:
-    """What a compiled kernel asks of the machine."""
-
-    registers: int  # per thread
-    spills: int  # bytes per thread, of registers written to memory
-    shared: int  # bytes per program
-
-
-@dataclass(frozen=True)
 class _Driver:
     """Compiles for the GPU that is there, and launches through Triton's launcher."""
 
-    module: Any
     choose: Choose
     only: str
 
     def settle(self, kind: Kind, eps: float, aligned: bool) -> list[tuple[Launch, Start]]:
         device = kind.device.index
         target = triton.runtime.driver.active.get_current_target()
+        make = partial(_made, kind, target=target, aligned=aligned)
+        maker = Maker(kind, machine_of(device), eps, module_of, make, _loaded)
         with torch.cuda.device(device):
-            found = _settled(kind, self.choose, self.only, machine_of(device), eps,
-                             lambda one: self._made(kind, one, target, aligned))  # fmt: skip
+            found = maker.settled(self.choose, self.only)
         return [(one, _start(one, made, device)) for one, made in found]
-
-    def _made(self, kind: Kind, launch: Launch, target: Any, aligned: bool) -> tuple[Any, Report]:
-        made = compiled(kind, getattr(self.module, launch.name), launch, target, aligned)
-        made._init_handles()
-        return made, Report(made.n_regs, made.n_spills, made.metadata.shared)
 
     def hold(self, tensor: Tensor) -> Any:
         return tensor.data_ptr()
@@ -246,56 +222,10 @@ class _Driver:
         return triton.runtime.driver.active.get_current_stream(tensor.device.index)
 
 
-MOST_TRIES = 6
-"""Schedules of a kernel that are compiled in the hope that one spills nothing."""
-
-Made = Callable[[Launch], tuple[Any, Report]]
-
-
-def _settled(
-    kind: Kind, choose: Choose, only: str, machine: Machine, eps: float, make: Made
-) -> list[tuple[Launch, Any]]:
-    """All launches of a job, compiled: of each kernel the first schedule that spills nothing."""
-    found: list[tuple[Launch, Any]] = []
-    for kernel, schedules in offered(choose, only, kind.job, kind.geometry, machine):
-        best: tuple[int, list[tuple[Launch, Any]]] | None = None
-        for schedule in islice(_tries(schedules), MOST_TRIES):
-            spilled, launches = _compiled(schedule, kind, machine, eps, make)
-            if launches is not None and (best is None or spilled < best[0]):
-                best = spilled, launches
-            if best and not best[0]:
-                break
-        assert best is not None, f"no schedule of {kernel.name} can be launched"
-        found += best[1]
-    return found
-
-
-def _tries(schedules: list[Schedule]) -> Iterator[Schedule]:
-    """The best schedules, each with the warps that were meant for it and then with more."""
-    for schedule in schedules:
-        yield schedule
-        if wider(schedule) != schedule:
-            yield wider(schedule)
-
-
-def _compiled(
-    schedule: Schedule, kind: Kind, machine: Machine, eps: float, make: Made
-) -> tuple[int, list[tuple[Launch, Any]] | None]:
-    """The launches of one schedule and the bytes they spill; None if its programs cannot meet."""
-    spilled, found = 0, list[tuple[Launch, Any]]()
-    for c in schedule:
-        first = main_launch(c, kind.geometry, kind.steps, eps)
-        if not first.programs:
-            continue
-        made, report = make(first)
-        spilled += report.spills
-        residents = machine.residents(report.registers, first.warps, report.shared)
-        fitted = sized(first, machine, residents)
-        if fitted is None:
-            return spilled, None
-        found.append((fitted, made))
-        found += [(one, make(one)[0]) for one in followers(c, fitted, kind.geometry)]
-    return spilled, found
+def _loaded(made: Any) -> Report:
+    """What a kernel asks for, from the driver that has loaded it."""
+    made._init_handles()
+    return Report(made.n_regs, made.n_spills, made.metadata.shared)
 
 
 def _start(launch: Launch, made: Any, device: int) -> Start:
@@ -318,12 +248,12 @@ def machine_of(device: int) -> Machine:
     return replace(known, processors=found.multi_processor_count, waits=torch.version.hip is None)
 
 
-def compiled(kind: Kind, function: Any, launch: Launch, target: Any, aligned: bool) -> Any:
-    """One kernel compiled for one GPU, which need not be there."""
-    hip = target.backend == "hip"
+def _made(kind: Kind, function: Any, launch: Launch, target: Any, aligned: bool) -> Any:
+    """One kernel compiled for a GPU, which need not be there."""
     made = _specialised(kind, function, launch, aligned)
+    options = launch.options(target.backend == "hip")
     try:
-        return triton.compile(made, target=target, options=launch.options(hip))
+        return triton.compile(made, target=target, options=options)
     except triton.compiler.CompilationError as error:
         raise BackendError(f"Triton refuses {launch.name}: {error}") from error
 
@@ -360,31 +290,6 @@ def pointee(kind: Kind, name: str) -> str:
 # --- ahead of time -------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True)
-class Argument:
-    """One argument of a compiled kernel, in order."""
-
-    name: str
-    kind: str  # "pointer", "number", or "constant" for what was folded in
-    type: str  # as Triton spells it: "*bf16", "i32"
-    value: Any  # of numbers and constants
-    aligned: bool  # a pointer to a multiple of 16 bytes
-
-
-@dataclass(frozen=True)
-class Artefact:
-    """One kernel compiled for a GPU: its assembly, its binary, and what it asks of the machine."""
-
-    launch: Launch
-    text: str  # PTX or AMD assembly
-    binary: bytes
-    registers: int  # per thread
-    spills: int  # bytes per thread, of registers written to memory
-    shared: int  # bytes per program
-    symbol: str  # the entry point in the binary
-    arguments: tuple[Argument, ...]
-
-
 TARGETS = tuple(MACHINES)
 
 
@@ -401,24 +306,21 @@ def compile_ahead(
     28 x 28 positions. The tensors are taken to be contiguous and aligned, as PyTorch makes them.
     The launches come in order, by the names of their functions.
     """
-    kind, module, machine = _ahead(job, target, geometry)
-
-    def make(launch: Launch) -> tuple[Any, Report]:
-        made = compiled(kind, getattr(module, launch.name), launch, _target(target), True)
-        return made, _report(made)
-
-    found = _settled(kind, choose, _only.get(), machine, eps, make)
+    kind, machine = _ahead(job, target, geometry)
+    make = partial(_made, kind, target=_target(target), aligned=True)
+    found = Maker(kind, machine, eps, module_of, make, _report).settled(choose, _only.get())
     return {one.name: _artefact(kind, one, made) for one, made in found}
 
 
 def legal(job: Job, target: str, geometry: Geometry | None = None) -> None:
     """Raise `BackendError` unless Triton accepts the kernels that would be launched.
 
-    They are lowered to Triton's IR with layouts, and no further: what a search asks before it
-    spends ten times as long on machine code.
+    They are lowered to Triton's own IR and no further: what a search asks before it spends ten
+    times as long on machine code.
     """
-    kind, module, machine = _ahead(job, target, geometry)
+    kind, machine = _ahead(job, target, geometry)
     for _, schedules in offered(candidates, _only.get(), job, kind.geometry, machine):
+        module = module_of(job, schedules[0])
         for c in schedules[0]:
             first = main_launch(c, kind.geometry, kind.steps, 1e-5)
             if first.programs:
@@ -445,32 +347,32 @@ def _lower(kind: Kind, function: Any, launch: Launch, target: Any) -> None:
             target, options, machine.get_codegen_implementation(options),
             machine.get_module_map(), context,
         )  # fmt: skip
-        for stage in ("ttir", "ttgir"):
-            module = stages[stage](module, metadata)
+        stages["ttir"](module, metadata)
     except Exception as error:  # Triton's own errors have no common base
         raise BackendError(f"Triton refuses {launch.name}: {error}") from error
 
 
-def _ahead(job: Job, target: str, geometry: Geometry | None) -> tuple[Kind, Any, Machine]:
+def _ahead(job: Job, target: str, geometry: Geometry | None) -> tuple[Kind, Machine]:
     """What compiling for a GPU that is not there starts from."""
     if target not in TARGETS:
         raise BackendError(f"no target is called `{target}`: {', '.join(TARGETS)}")
     if triton is None or interpreted():
         raise BackendError("compiling ahead of time needs Triton, and TRITON_INTERPRET unset")
     geometry = geometry or Geometry.of((32, 256, 28, 28), 32)
-    steps = dict.fromkeys(_full(job), _contiguous(job, geometry))
+    steps = dict.fromkeys(full(job), contiguous(job, geometry))
     users = {i.name: job.dtype for i in job.plan.program.inputs if i.name not in job.dense}
     kind = Kind(job, geometry, steps, users, torch.device("cuda", 0))
-    return kind, _module(backend.render(job)), MACHINES[target]
+    return kind, MACHINES[target]
 
 
 def _artefact(kind: Kind, launch: Launch, made: Any) -> Artefact:
     cuda = "cubin" in made.asm
     text, binary = (made.asm[key] for key in (("ptx", "cubin") if cuda else ("amdgcn", "hsaco")))
-    report = _report(made)
+    report, file = _report(made), Path(inspect.getfile(made.src.fn.fn))
     return Artefact(
         launch, text, binary, report.registers, report.spills, report.shared,
-        made.metadata.name, tuple(_arguments(kind, made.src, launch)),
+        file.read_text("utf-8"), file.name, made.metadata.name,
+        tuple(_arguments(kind, made.src, launch)),
     )  # fmt: skip
 
 
@@ -489,42 +391,14 @@ def _arguments(kind: Kind, made: Any, launch: Launch) -> Iterator[Argument]:
 
 
 def _report(made: Any) -> Report:
-    """What a compiled kernel asks for: from the resources in its binary, or AMD's own notes."""
-    if "cubin" not in made.asm:
-        return _amd_report(made.asm["amdgcn"], made.metadata.shared)
-    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
-        file.write(made.asm["cubin"])
-        file.flush()
-        tool = triton.knobs.nvidia.cuobjdump.path
-        done = subprocess.run([tool, "-res-usage", file.name], capture_output=True, text=True)
-    found = re.search(r"REG:(\d+) STACK:(\d+)", done.stdout)
-    if found is None:
-        raise BackendError(f"cuobjdump cannot read a kernel:\n{done.stderr[:2000]}")
-    return Report(int(found[1]), int(found[2]), made.metadata.shared)
-
-
-def _amd_report(text: str, shared: int) -> Report:
-    """Vector registers and bytes spilled, from the metadata that ends the assembly."""
-    (registers,) = re.findall(r"\.vgpr_count: *(\d+)", text)
-    (spilled,) = re.findall(r"\.vgpr_spill_count: *(\d+)", text)
-    return Report(int(registers), 4 * int(spilled), shared)
+    """What a compiled kernel asks for, without a GPU that loads it."""
+    shared = made.metadata.shared
+    if "cubin" in made.asm:
+        return cubin_report(made.asm["cubin"], shared, triton.knobs.nvidia.cuobjdump.path)
+    return amd_report(made.asm["amdgcn"], shared)
 
 
 def _target(target: str) -> Any:
     machine = _part("triton.backends.compiler").GPUTarget
     cuda = target.startswith("sm_")
     return machine("cuda", int(target[3:]), 32) if cuda else machine("hip", target, 64)
-
-
-def _full(job: Job) -> list[str]:
-    """The names of the tensors of x's shape."""
-    program = job.plan.program
-    every = (*program.inputs, *(o.var for o in program.outputs))
-    return [v.name for v in every if v.axes == FULL]
-
-
-def _contiguous(job: Job, geometry: Geometry) -> Strides:
-    """The strides of a contiguous tensor whose axes lie in the order of the job."""
-    c, s = geometry.channels, geometry.s
-    n, c, s = (c * s, 1, c) if job.plan.order[-1] & CHANNEL else (c * s, s, 1)
-    return n, c * geometry.k, c, s

@@ -25,7 +25,6 @@ from dataclasses import dataclass
 from importlib.metadata import version
 from typing import Any, cast
 
-from normc.backends import contract
 from normc.backends.contract import Job
 from normc.backends.triton import Artefact, compile_ahead
 from normc.cli.folder import MANIFEST
@@ -106,10 +105,8 @@ def _show(value: Any, indent: str = "") -> str:
 def _job(wanted: Wanted, job: Job, files: Files) -> Record:
     """The record of a job; its files are added to ``files``."""
     made = compile_ahead(job, wanted.target, wanted.geometry, eps=wanted.eps)
-    source = contract.find("triton").render(job)
     return {
         "part": job.part,
-        "source": _file(files, source.entry + source.suffix, source.text.encode()),
         "tensors": list(_tensors(wanted, job, list(made.values()))),
         "kernels": [_kernel(wanted, artefact, files) for artefact in made.values()],
     }
@@ -131,6 +128,7 @@ def _kernel(wanted: Wanted, made: Artefact, files: Files) -> Record:
     return {
         "name": launch.name,
         "schedule": launch.schedule,
+        "source": _file(files, made.file, made.source.encode()),
         "symbol": made.symbol,
         "binary": _file(files, launch.name + binary, made.binary),
         "assembly": _file(files, launch.name + assembly, made.text.encode()),

@@ -21,11 +21,10 @@ from normc.language.geometry import declared
 from normc.language.show import show as show_definition
 from normc.language.show import show_expr
 from normc.ops.derivative import DECLARATIONS, PATIENCE, latex_derivatives, show_derivatives
-from normc.ops.explain import all_jobs
+from normc.ops.explain import all_jobs, show_moved
 from normc.pipeline import Target
 from normc.program.canonical import canonical
 from normc.program.latex import latex_definition
-from normc.schedule.cost import moved
 from normc.schedule.plan import Kernel
 from normc.schedule.schedule import CHANNELS_FIRST
 
@@ -120,20 +119,25 @@ NOTHING = "nothing: no result depends on any tensor"
 
 def plan(subject: Subject) -> str:
     """Forward and backward plan, with what they move."""
-    return "\n\n".join(f"{_cost(job)}\n{job.plan.show()}" for job in subject.jobs())
+    return "\n\n".join(
+        f"{_cost(job, subject.backend)}\n{job.plan.show()}" for job in subject.jobs()
+    )
 
 
 def plan_brief(subject: Subject) -> str:
     """What the plans move, and what each sweep reads and stores."""
     lines: list[str] = []
     for job in subject.jobs():
-        lines += [_cost(job), *(line for k in job.plan.kernels for line in _kernel(k))]
+        lines += [
+            _cost(job, subject.backend),
+            *(line for k in job.plan.kernels for line in _kernel(k)),
+        ]
     return "\n".join(lines)
 
 
-def _cost(job: Job) -> str:
+def _cost(job: Job, backend: str) -> str:
     short = {"forward": "fwd", "backward": "bwd"}
-    return f"{short.get(job.part, job.part)}: {moved(job.plan, job.dense).show()}"
+    return f"{short.get(job.part, job.part)}: {show_moved(job, backend)}"
 
 
 def _kernel(kernel: Kernel) -> Iterator[str]:

@@ -2,7 +2,9 @@
 
     A          bytes of one tensor of x's shape; what kernels of this kind spend their time on
     floor      every full-size tensor is read once and written once per plan, if used at all
+    once       what kernels ask for when each keeps on chip what it has read, from sweep to sweep
     streaming  what the sweeps ask for when nothing stays in cache between two of them
+    split      the same, of the plan whose kernels are cut where programs have to meet
 
 Small tensors (parameters, statistics, inputs over fewer axes) stay in cache within a sweep: each
 sweep that reads or stores one counts it once. They are named beside the multiples of A, and counted
@@ -11,13 +13,14 @@ in bytes.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from normc.language.axes import FULL
 from normc.language.expr import Var
 from normc.language.geometry import Geometry
-from normc.schedule.plan import Plan
+from normc.schedule.fission import cut
+from normc.schedule.plan import Kernel, Plan
 
 
 @dataclass(frozen=True)
@@ -76,7 +79,7 @@ class Moved:
         return f"floor {show_bytes(least)}, streaming {show_bytes(most)}{times}"
 
 
-def moved(plan: Plan, dense: Iterable[str] = ()) -> Moved:
+def moved(plan: Plan, dense: Sequence[str] = ()) -> Moved:
     """Count what the sweeps of a plan read and write, and the floor of its program.
 
     ``dense`` are the inputs that are another plan's statistics: those which forward has saved.
@@ -87,22 +90,78 @@ def moved(plan: Plan, dense: Iterable[str] = ()) -> Moved:
     >>> moved(schedule(flatten_definition(parse("x/layer_rms(x)")))).show()
     'floor 2A, streaming 3A (small: s0)'
     """
-    program = plan.program
-    stats = frozenset([*dense, *(s.name for s in program.stats)])
-    kept = [s.var for s in program.stats if s.name in plan.saved]
-    produced = [*(o.var for o in program.outputs), *kept]
-    used = {v.name for kernel in plan.kernels for v in kernel.reads}
-    given = [i for i in program.inputs if i.name in used]
+    return Moved(_floor(plan, dense), traffic(plan, False, dense))
+
+
+@dataclass(frozen=True)
+class Ways:
+    """What a plan moves, by what its kernels do with what they have read."""
+
+    floor: Traffic
+    once: Traffic
+    streaming: Traffic
+    split: Traffic
+    again: tuple[tuple[str, tuple[str, ...]], ...]  # full-size tensors that several kernels read
+
+
+def ways(plan: Plan, dense: Sequence[str] = ()) -> Ways:
+    """Count what a plan moves if all of its kernels keep what they read, and if none does.
+
+    For plans that keep no single values instead (`Kernel.keeps`). What programs that share an
+    instance tell each other is not counted: it depends on how many they are, and is small.
+
+    >>> from normc.language.parse import parse
+    >>> from normc.program.flatten import flatten_definition
+    >>> from normc.schedule.schedule import schedule
+    >>> found = ways(schedule(flatten_definition(parse("x/layer_rms(x)"))))
+    >>> found.once.show(), found.streaming.show(), found.split.show()
+    ('2A', '3A', '3A')
+    """
+    readers: dict[str, list[str]] = {}
+    for kernel in plan.kernels:
+        for v in kernel.reads:
+            if v.axes == FULL:
+                readers.setdefault(v.name, []).append(kernel.name)
+    return Ways(
+        _floor(plan, dense),
+        traffic(plan, True, dense),
+        traffic(plan, False, dense),
+        traffic(cut(plan), False, dense),
+        tuple((name, tuple(who)) for name, who in readers.items() if len(who) > 1),
+    )
+
+
+def traffic(plan: Plan, once: bool, dense: Sequence[str] = ()) -> Traffic:
+    """What the kernels of a plan read and write; ``once``: each keeps on chip what it has read."""
     sweeps = [sweep for kernel in plan.kernels for sweep in kernel.sweeps]
     kept = {k.name for k in plan.keeps}  # a slice, in the cache
-    return Moved(
-        Traffic(tuple(given), tuple(produced), stats),
-        Traffic(
-            _join([v for v in s.reads if v.name not in kept] for s in sweeps),
-            _join(s.stores for s in sweeps),
-            stats,
-        ),
-    )
+    if once:
+        reads, writes = [k.reads for k in plan.kernels], [_leaving(plan, k) for k in plan.kernels]
+    else:
+        reads = [[v for v in s.reads if v.name not in kept] for s in sweeps]
+        writes = [s.stores for s in sweeps]
+    return Traffic(_join(reads), _join(writes), _wide(plan, dense))
+
+
+def _floor(plan: Plan, dense: Sequence[str]) -> Traffic:
+    """Every input that is used and every result, once."""
+    program = plan.program
+    saved = [s.var for s in program.stats if s.name in plan.saved]
+    used = {v.name for kernel in plan.kernels for v in kernel.reads}
+    given = [i for i in program.inputs if i.name in used]
+    results = (*(o.var for o in program.outputs), *saved)
+    return Traffic(tuple(given), results, _wide(plan, dense))
+
+
+def _leaving(plan: Plan, kernel: Kernel) -> list[Var]:
+    """What of a kernel's values is wanted when it is over: by the caller, or by other kernels."""
+    wanted = {o.name for o in plan.program.outputs} | set(plan.saved)
+    wanted |= {v.name for k in plan.kernels for v in k.reads}
+    return [v for sweep in kernel.sweeps for v in sweep.stores if v.name in wanted]
+
+
+def _wide(plan: Plan, dense: Sequence[str]) -> frozenset[str]:
+    return frozenset([*dense, *(s.name for s in plan.program.stats)])
 
 
 def _join(groups: Iterable[Iterable[Var]]) -> tuple[Var, ...]:

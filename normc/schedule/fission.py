@@ -31,6 +31,13 @@ def fission(plan: Plan, kernel: Kernel) -> tuple[Plan, tuple[Kernel, ...]]:
     return replace(plan, kernels=tuple(cut)), parts
 
 
+def cut(plan: Plan) -> Plan:
+    """The plan with every kernel cut."""
+    for kernel in plan.kernels:
+        plan, _ = fission(plan, kernel)
+    return plan
+
+
 def reads_whole(sweep: Sweep) -> bool:
     """Whether a sweep reads any tensor of x's size."""
     return any(v.axes == FULL for v in sweep.reads)

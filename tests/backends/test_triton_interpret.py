@@ -11,6 +11,7 @@ from normc.analysis.agreement import LAYOUTS, Case, compare, distance, draw, gra
 from normc.backends import triton
 from normc.backends.launches import main_launch
 from normc.backends.tile_choice import choose
+from normc.backends.tiles import printed
 from normc.backends.tiling import SCHEDULES
 from normc.language.geometry import Geometry
 from normc.language.primitives import PRIMITIVES
@@ -236,7 +237,9 @@ def test_functions_of_two_arguments(text, dtype):
 
 
 def test_numbers_alone_and_comparisons():
-    text = "where(x < 0.1, log(2) + sqrt(eps), where(2 > 1, x, -x)) + tanh(0.25) + 2**x + gamma**0.5"
+    text = (
+        "where(x < 0.1, log(2) + sqrt(eps), where(2 > 1, x, -x)) + tanh(0.25) + 2**x + gamma**0.5"
+    )
     for error in compare(text, case_on(BY_NAME["tokens"], "float64"), "triton"):
         assert error.ok, error
 
@@ -293,9 +296,10 @@ def test_more_programs_than_a_gpu_can_number_are_refused():
 
 def test_the_source_is_a_file_that_a_person_can_open():
     (job, _) = all_jobs(normc.zoo["evonorm_s0"], Target("triton", "float32"))
-    (run,) = triton.backend.load([job], [triton.backend.render(job)])
-    with open(run.module.__file__, encoding="utf-8") as file:
-        assert file.read() == triton.backend.render(job).text
+    (kernel,) = job.plan.kernels
+    schedule = choose(job, kernel, Geometry.of((4, 64, 14, 14), 8))
+    with open(triton.module_of(job, schedule).__file__, encoding="utf-8") as file:
+        assert file.read() == printed(job, [c.form for c in schedule])
 
 
 def test_where_the_backend_runs():

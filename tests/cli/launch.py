@@ -7,6 +7,7 @@ results are compared with the oracle in float64, in value and in every gradient.
 import importlib.util
 import json
 import sys
+from functools import cache
 from pathlib import Path
 
 import torch
@@ -17,12 +18,9 @@ import normc
 
 def launch(where, job, known):
     """Run a job on its inputs by name; all its tensors by name."""
-    spec = importlib.util.spec_from_file_location("kernels", where / job["source"]["file"])
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
     tensors = {t["name"]: allocate(t, known) for t in job["tensors"]}
     for kernel in job["kernels"]:
-        function = getattr(module, kernel["name"])
+        function = getattr(load(where / kernel["source"]["file"]), kernel["name"])
         given = {
             a["name"]: argument(a, tensors)
             for a in kernel["arguments"]
@@ -30,6 +28,15 @@ def launch(where, job, known):
         }
         function[tuple(kernel["grid"])](**given)
     return tensors
+
+
+@cache
+def load(path):
+    """A file of kernels as a module."""
+    spec = importlib.util.spec_from_file_location(path.stem, path)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
 
 
 def allocate(about, known):

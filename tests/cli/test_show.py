@@ -8,7 +8,9 @@ import normc
 from normc.cli.main import app
 from normc.language.parse import parse as parse_definition
 from normc.language.show import show as show_definition
+from normc.ops import explain
 from normc.ops.derivative import derivatives, latex_derivatives, show_derivatives
+from normc.pipeline import Target
 from normc.reference import reference
 
 STAGES = {
@@ -65,6 +67,40 @@ def test_layout_and_dtype_reach_the_kernels():
 
 def test_a_formula_without_a_gradient_says_so():
     assert "no result depends on any tensor" in run("sqrt(2)", "--stage", "backward")
+
+
+def costs(*args):
+    """What the plans of a formula move: the lines about forward and backward."""
+    lines = run(*args, "--stage", "plan").splitlines()
+    return [line.partition(" (small: ")[0] for line in lines if line.startswith(("fwd", "bwd"))]
+
+
+def test_the_plan_of_triton_has_the_traffic_of_every_schedule():
+    assert costs("evonorm_s0", "--backend", "triton") == [
+        "fwd: floor 2A; resident, cluster 2A; streaming, split 3A",
+        "bwd: floor 3A; resident, cluster 3A; streaming, split 5A",
+    ]
+    assert costs("evonorm_s0") == ["fwd: floor 2A, streaming 3A", "bwd: floor 3A, streaming 4A"]
+
+
+def test_schedules_that_move_as_much_stand_together():
+    fwd, bwd = costs("dyt", "--backend", "triton", "--layout", "channels-last")
+    assert fwd == "fwd: floor 2A; resident, cluster, streaming, split 2A"
+    assert bwd == "bwd: floor 3A; resident, cluster, streaming, split 3A"
+
+
+def test_a_plan_above_its_floor_says_which_kernels_read_again():
+    assert costs("batch_norm", "--backend", "triton", "--layout", "channels-last") == [
+        "fwd: floor 2A; resident, cluster, streaming, split 3A; k0 and k2 each read x",
+        "bwd: floor 3A; resident, cluster, streaming, split 5A; k0 and k2 each read d_y and x",
+    ]
+    _, bwd = costs("switchable_norm", "--backend", "triton")
+    assert bwd.endswith("split 6A; k0, k1 and k2 each read d_y; k0 and k2 each read x")
+
+
+def test_the_overview_has_the_schedules_of_the_backend_that_is_asked_for():
+    assert "resident, cluster 2A" in run("evonorm_s0", "--backend", "triton")
+    assert "resident" not in run("evonorm_s0", "--backend", "c")
 
 
 # --- the derivative ------------------------------------------------------------------------------
@@ -132,6 +168,13 @@ def test_explain_has_programs_plans_and_bytes_for_tensors_like_x():
     assert "forward: floor 2A, streaming 3A" in text
     assert "floor 1.0 MiB, streaming 1.5 MiB" in text
     assert "kernel k0 grid[N G]" in text
+
+
+def test_explain_has_the_schedules_of_the_triton_backend(monkeypatch):
+    monkeypatch.setattr(explain, "target_of", lambda *_: Target("triton", "float32"))
+    text = normc.compile("x/group_std(x)*gamma").explain(torch.empty(8, 64, 16, 16), groups=8)
+    assert "forward: floor 2A; resident, cluster 2A; streaming, split 3A (small: " in text
+    assert "floor 1.0 MiB; resident, cluster 1.0 MiB; streaming, split 1.5 MiB" in text
 
 
 def test_explain_follows_the_memory_format():
