@@ -7,6 +7,7 @@ memory comes from PyTorch's allocator, so a call can be captured in a CUDA graph
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any, Protocol
@@ -34,6 +35,10 @@ class Machinery(Protocol):
 
     def hold(self, tensor: Tensor) -> Any:
         """What a kernel is given for a tensor: its address, or the tensor itself."""
+        ...
+
+    def guard(self, tensor: Tensor) -> Any:
+        """What makes a tensor's device the current one; None where it is that already."""
         ...
 
     def stream(self, tensor: Tensor) -> int | None:
@@ -109,6 +114,7 @@ class Runner:
 
 
 Prepare = Callable[[Tensor], Tensor]
+_NOTHING = nullcontext()
 
 
 def _prepare(
@@ -195,8 +201,9 @@ class _Call:
         if ready.counters:
             scratch += self.counters(ready, x)
         places += [hold(t) for t in scratch]
-        for start, wanted in ready.starts:
-            start([places[k] for k in wanted])
+        with self.machinery.guard(x) or _NOTHING:
+            for start, wanted in ready.starts:
+                start([places[k] for k in wanted])
 
     def counters(self, ready: _Ready, x: Tensor) -> list[Tensor]:
         """The counters of this stream; a captured graph has its own, and zeroes them."""

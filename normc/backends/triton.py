@@ -11,7 +11,7 @@ from __future__ import annotations
 import importlib
 import importlib.util
 import inspect
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, replace
@@ -68,7 +68,7 @@ class TritonBackend:
 
     choose: Choose = candidates
     name: str = "triton"
-    able: Able = Able(carry=True)
+    able: Able = Able(carry=True, share=True)
 
     def why_not(self, dtype: str, device: str) -> str:
         if triton is None:
@@ -190,6 +190,9 @@ class _Interpreter:
     def hold(self, tensor: Tensor) -> Any:
         return tensor
 
+    def guard(self, tensor: Tensor) -> Any:
+        return None
+
     def stream(self, tensor: Tensor) -> int | None:
         return 0
 
@@ -211,10 +214,15 @@ class _Driver:
         maker = Maker(kind, machine_of(device), eps, module_of, make, _loaded)
         with torch.cuda.device(device):
             found = maker.settled(self.choose, self.only)
-        return [(one, _start(one, made, device)) for one, made in found]
+        stream = triton.runtime.driver.active.get_current_stream
+        return [(one, start(one, made, device, stream)) for one, made in found]
 
     def hold(self, tensor: Tensor) -> Any:
         return tensor.data_ptr()
+
+    def guard(self, tensor: Tensor) -> Any:
+        index = tensor.device.index
+        return None if torch.cuda.current_device() == index else torch.cuda.device(index)
 
     def stream(self, tensor: Tensor) -> int | None:
         if torch.cuda.is_current_stream_capturing():
@@ -228,16 +236,16 @@ def _loaded(made: Any) -> Report:
     return Report(made.n_regs, made.n_spills, made.metadata.shared)
 
 
-def _start(launch: Launch, made: Any, device: int) -> Start:
+def start(launch: Launch, made: Any, device: int, stream: Callable[[int], int]) -> Start:
     """A launch through Triton's launcher, which is given addresses."""
     run, function, packed = made.run, made.function, made.packed_metadata
     tail = (*launch.numbers, *_constants(launch).values())
-    programs, stream = launch.programs, triton.runtime.driver.active.get_current_stream
+    programs = launch.programs
 
-    def start(places: Sequence[Any]) -> None:
+    def begin(places: Sequence[Any]) -> None:
         run(programs, 1, 1, stream(device), function, packed, None, None, None, *places, *tail)
 
-    return start
+    return begin
 
 
 @once

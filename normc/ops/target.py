@@ -34,7 +34,7 @@ def target_of(
     backend = choose(wanted, dtype, x.device.type)
     order = order_of(x, geometry)
     unit = _unit(x, full, geometry, order)
-    return Target(backend, dtype, order, unit, _splits(formula, geometry))
+    return Target(backend, dtype, order, unit, _splits(backend, formula, geometry))
 
 
 def target_ahead(
@@ -44,11 +44,13 @@ def target_ahead(
 
     They are dense in this order of their axes.
     """
-    return Target(backend, dtype, order, True, _splits(formula, geometry))
+    return Target(backend, dtype, order, True, _splits(backend, formula, geometry))
 
 
-def _splits(formula: Formula, geometry: Geometry) -> bool:
-    """Whether reductions are few and large."""
+def _splits(backend: str, formula: Formula, geometry: Geometry) -> bool:
+    """Whether reductions are few and large, and the backend needs a plan that shares them."""
+    if contract.find(backend).able.share:
+        return False
     return geometry.count(FULL) >= MANY and _reductions(formula, geometry) < FEW
 
 

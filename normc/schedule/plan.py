@@ -149,6 +149,7 @@ class Able:
 
     carry: bool = False  # accumulate sums from one instance of a kernel to the next
     keep: bool = False  # keep values of an instance's slice from one sweep to a later one
+    share: bool = False  # share a large instance among programs by itself, without a plan for it
 
 
 PLAIN = Able()
