@@ -27,6 +27,7 @@ STREAMED = 2048  # of all tensors together that a loop reads at once
 NEIGHBOURS = (32, 16, 8, 4)  # instances next to each other in memory that a program takes
 SECTOR = 32  # bytes of memory that are read together at the least
 RUN = 64  # elements in a row below which reading a box wastes memory
+VECTOR = 16  # bytes that a thread reads at once
 SMALL = 1024  # elements below which a program takes several instances
 BUSY = 8  # programs per processor beyond which more do not help
 MERGED = 64  # programs whose states cost as much to merge as all lanes cost to load
@@ -192,7 +193,8 @@ class _Chooser:
         if form.shared:
             blocks |= {d.parts: -(-sizes[d.letter] // shares[d.letter]) for d in form.free}
             blocks |= {d.share: shares[d.letter] for d in form.free}
-        return Config.of(form, blocks, _warps(largest * _crowd(form)))
+        vectors = max(1, largest * width(self.job.dtype) // (32 * VECTOR))
+        return Config.of(form, blocks, min(_warps(largest * _crowd(form)), vectors))
 
     def shares(self, form: Form, lanes: Sizes) -> dict[str, int]:
         """How many indices of each dimension a program walks: a power of two, outermost first."""
@@ -245,7 +247,7 @@ def _by_letter(dims: tuple[Dim, ...], extents: tuple[int, ...]) -> dict[str, int
 def _tight(size: int, most: int) -> int:
     """The largest power of two up to ``most`` whose last block is not mostly empty."""
     block = min(ceiling(size), ceiling(most + 1) // 2)
-    while block > 64 and -(-size // block) * block > 1.125 * size:
+    while block > 256 and -(-size // block) * block > 1.125 * size:
         block //= 2
     return block
 

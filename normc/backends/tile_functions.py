@@ -84,6 +84,22 @@ def tanh(x):
     return tl.where(a < 0.625, x + x * z * (p / q), tl.where(x < 0.0, -far, far))
 '''
 
+_SIGMOID_16 = '''
+@triton.jit
+def sigmoid(x):
+    """1/(1 + exp(-x)) for half precision: a square of an inverse root takes no division."""
+    r = tl.rsqrt(1.0 + tl.exp(-x))
+    return r * r
+'''
+
+_TANH_16 = '''
+@triton.jit
+def tanh(x):
+    """tanh for half precision: without a division, and two terms of its series near 0."""
+    r = tl.rsqrt(tl.exp(2.0 * x) + 1.0)
+    return tl.where(tl.abs(x) < 0.05, x - 0.3333333333 * (x * x * x), 1.0 - 2.0 * (r * r))
+'''
+
 _ATAN = '''
 @triton.jit
 def atan(x):
@@ -143,12 +159,16 @@ _BOTH = {
     "expm1": _EXPM1,
     "power": _POWER,
 }
-_BY_WIDTH = {
+_16 = {"tanh": _TANH_16, "sigmoid": _SIGMOID_16, "atan": _ATAN}
+_BY_TYPE = {
+    "float16": _16,
+    "bfloat16": _16,
     "float32": {"tanh": _TANH, "atan": _ATAN},
     "float64": {"tanh": _TANH_64, "atan": _ATAN_64},
 }
+HALVES = ("float16", "bfloat16")
 
 
-def functions(wide: str) -> dict[str, str]:
-    """The text of every function, for kernels that compute in ``wide``."""
-    return _BOTH | _BY_WIDTH[wide]
+def functions(dtype: str) -> dict[str, str]:
+    """The text of every function, for kernels on tensors stored in ``dtype``."""
+    return _BOTH | _BY_TYPE[dtype]

@@ -32,7 +32,7 @@ class Printer:
     def __init__(self, form: Form) -> None:
         self.form = form
         self.scope = Scope(form)
-        self.spelling = spelling(form.job.wide)
+        self.spelling = spelling(form.job.dtype)
         self.waiting: set[str] = set()  # statistics stored since the last barrier
         self.temporaries = 0
         # On chip, what varies over no axis of the grid is read before the rest.

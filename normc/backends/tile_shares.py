@@ -138,7 +138,7 @@ class Gather:
                 id(whole(f.name)): wholes[f.name].name + again,
             }
             keep += [var(f.name), whole(f.name)]
-        known = spelling(self.form.job.wide)
+        known = spelling(self.form.job.dtype)
         for f in fold.state.gather:
             text = write(expand([f.each], known)[0], known, names)
             inside = f"tl.where(q < {self.many}, {text}, {START[f.op]})"
@@ -198,7 +198,7 @@ def _stored(form: Form, fold: Fold, stat: Stat) -> str:
     value = finished(stat, values)
     names = {id(v): v.name for v in values.values()} | {id(over): _count(form, stat.over)}
     assert all(id(v) in names for v in variables([value])), "a state finishes by itself"
-    text = write(value, spelling(form.job.wide), names)
+    text = write(value, spelling(form.job.dtype), names)
     return f"tl.store({stat.name}_ptr + i, {text}, i < KEPT)"
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 
 from normc.backends.emit import Spelling
+from normc.backends.tile_functions import HALVES
 from normc.language.expr import Call, Const, Expr, const
 from normc.language.primitives import PRIMITIVES
 
@@ -20,12 +21,15 @@ _FUNCTIONS = {fn: f"tl.{fn}({{}})" for fn in ("abs", "exp", "log", "sin", "cos",
 }
 
 
-def spelling(wide: str) -> Spelling:
-    """How kernels that compute in ``wide`` write primitives and numbers."""
+def spelling(dtype: str) -> Spelling:
+    """How kernels on tensors stored in ``dtype`` write primitives and numbers."""
+    wide = "float64" if dtype == "float64" else "float32"
     root = "tl.sqrt_rn({})" if wide == "float32" else "tl.sqrt({})"
     own = {"sqrt": root, "pow": f"power({{}}, {{}}, tl.{wide})"}
     if wide == "float64":  # of two bare numbers Triton makes float32
         own["where"] = "tl.where({}, {}, {}).to(tl.float64)"
+    if dtype in HALVES:  # in few instructions: half precision has 11 bits at most
+        own["sigmoid"] = "sigmoid({})"
     return Spelling(_FUNCTIONS | own, lambda value: _number(value, wide))
 
 

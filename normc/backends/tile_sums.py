@@ -34,6 +34,6 @@ def carried_sum(job: Job, stat: Stat) -> str:
     (f,) = stat.state.folds
     total = var("total")
     names = {id(total): "total", id(over): f"tl.cast(COUNT, {real})"}
-    value = write(finished(stat, {f.name: total}), spelling(job.wide), names)
+    value = write(finished(stat, {f.name: total}), spelling(job.dtype), names)
     what = f"{stat.name} = {stat.op}[{show(stat.over)}]"
     return _SUM.format(name=sum_name(job, stat), stat=stat.name, what=what, real=real, value=value)

@@ -66,7 +66,7 @@ def _split(job: Job, kernel: Kernel) -> tuple[Form, ...]:
 
 def _used(job: Job, body: str) -> Iterable[str]:
     """The functions that the kernels call."""
-    known = {name: text.strip() for name, text in functions(job.wide).items()} | {"meet": MEET}
+    known = {name: text.strip() for name, text in functions(job.dtype).items()} | {"meet": MEET}
     return [text for name, text in known.items() if re.search(rf"\b{name}\b", body)]
 
 

@@ -221,6 +221,21 @@ def test_functions_are_accurate_everywhere(name, dtype, limit):
     assert ((found - want).abs() / scale)[ordinary].max() < limit
 
 
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("name", ["sigmoid", "tanh", "silu", "gelu_tanh"])
+def test_quick_functions_are_as_good_as_half_precision(name, dtype):
+    row = PRIMITIVES[name]
+    near = torch.logspace(-4, 0, 300)
+    x = torch.cat([torch.linspace(-12, 12, 999), near, -near, torch.tensor(SPECIAL)]).to(dtype)[
+        None
+    ]
+    found = normc.compile(f"{name}(x)", backend="triton")(x)
+    want = row.reference(torch, x.double())
+    torch.testing.assert_close(
+        found, want.to(dtype), rtol=torch.finfo(dtype).eps, atol=1e-6, equal_nan=True
+    )
+
+
 NUMBERS = (0.0, -0.0, 0.5, 1.0, -1.0, 2.0, -2.0, 3.0, -3.5, 30.0, float("inf"), float("nan"))
 
 
