@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import lru_cache, partial
 from typing import Any, Protocol
 
 import torch
@@ -17,7 +17,7 @@ from torch import Tensor
 
 from normc.backends.contract import Bound, Job
 from normc.backends.launches import ALIGNED, Launch, Room
-from normc.backends.memory import full_input, strides_of, view, walkable
+from normc.backends.memory import full_input, result_strides, strides_of, view, walkable
 from normc.language.axes import CHANNEL, FULL, NONE, Axis
 from normc.language.expr import Var
 from normc.language.geometry import Geometry
@@ -28,6 +28,10 @@ Start = Callable[[Sequence[Any]], None]
 
 class Machinery(Protocol):
     """What puts launches on a machine: a GPU's driver, or Triton's interpreter."""
+
+    def only(self) -> str:
+        """The one schedule that is wanted now, if one is."""
+        ...
 
     def settle(self, kind: Kind, eps: float, aligned: bool) -> list[tuple[Launch, Start]]:
         """The launches of a job for one kind of call, compiled."""
@@ -55,6 +59,7 @@ class Kind:
     steps: Mapping[str, tuple[int, int, int, int]]  # of full-size tensors over (N, G, K, S)
     dtypes: Mapping[str, str]  # of the tensors that users pass
     device: torch.device
+    only: str = ""  # the one schedule wanted, if one is
 
 
 @dataclass(frozen=True)
@@ -83,7 +88,7 @@ class Runner:
             (i, tensors[i.name].stride(), str(tensors[i.name].dtype).removeprefix("torch."))
             for i in program.inputs
         )
-        return self.bound(geometry, given, x.stride(), x.device)
+        return self.bound(geometry, given, x.stride(), x.device, self.machinery.only())
 
     def __call__(
         self, geometry: Geometry, tensors: Mapping[str, Any], eps: float
@@ -96,6 +101,7 @@ class Runner:
         given: tuple[tuple[Var, tuple[int, ...], str], ...],
         like: tuple[int, ...],
         device: torch.device,
+        only: str,
     ) -> Bound:
         def held(stride: tuple[int, ...]) -> Tensor:
             return torch.empty_strided(geometry.shape_of(), stride, device="meta")
@@ -104,13 +110,15 @@ class Runner:
         walked = {name: walkable(t, FULL, geometry) for name, t in whole.items()}
         copied = {name for name, t in whole.items() if walked[name] is not t}
         written = [o.name for o in self.job.plan.program.outputs if o.axes == FULL]
-        walked |= dict.fromkeys(written, torch.empty_like(held(like)))
+        walked |= dict.fromkeys(written, held(result_strides(like, geometry)))
         steps = {name: strides_of(t, FULL, geometry) for name, t in walked.items()}
         known = {name: step for name, step in steps.items() if step is not None}
-        kind = Kind(self.job, geometry, known, {i.name: dtype for i, _, dtype in given}, device)
+        dtypes = {i.name: dtype for i, _, dtype in given}
+        kind = Kind(self.job, geometry, known, dtypes, device, only)
         prepare = [_prepare(self.job, i, stride, geometry, i.name in copied)
                    for i, stride, _ in given]  # fmt: skip
-        return _Call(kind, self.machinery, prepare, (self.storage, self.wide))
+        stride = result_strides(like, geometry) if written else ()
+        return _Call(kind, self.machinery, prepare, stride, (self.storage, self.wide))
 
 
 Prepare = Callable[[Tensor], Tensor]
@@ -122,7 +130,7 @@ def _prepare(
 ) -> Prepare | None:
     """How an input becomes what kernels can walk; None if it is that already."""
     if i.axes == FULL:
-        return Tensor.contiguous if copied else None
+        return partial(walkable, axes=FULL, geometry=geometry) if copied else None
     if i.name in job.dense:
         return Tensor.contiguous
     shape = geometry.shape_of(i.axes)
@@ -148,9 +156,10 @@ class _Call:
         kind: Kind,
         machinery: Machinery,
         prepare: Sequence[Prepare | None],
+        stride: tuple[int, ...],  # of results of x's size
         dtypes: tuple[torch.dtype, torch.dtype],
     ) -> None:
-        self.kind, self.machinery = kind, machinery
+        self.kind, self.machinery, self.stride = kind, machinery, stride
         job, geometry = kind.job, kind.geometry
         plan, program = job.plan, job.plan.program
         self.storage, self.wide = dtypes
@@ -174,7 +183,11 @@ class _Call:
             given[k] = prepare(given[k])
         x = tensors["x"] if "x" in tensors else full_input(self.kind.job.plan.program, tensors)
         device, wide = x.device, self.wide
-        done = {name: torch.empty_like(x, dtype=self.storage) for name in self.written}
+        shape, stride, storage = x.shape, self.stride, self.storage
+        done = {
+            name: torch.empty_strided(shape, stride, dtype=storage, device=device)
+            for name in self.written
+        }
         room = torch.zeros if self.zero else torch.empty  # of no elements, all sums are zero
         for name, shape, _, _ in self.reduced:
             done[name] = room(shape, dtype=wide, device=device)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from functools import lru_cache
 from math import prod
 
 import torch
@@ -64,13 +65,24 @@ def unview(tensor: Tensor, axes: Axis, geometry: Geometry) -> Tensor:
 
 def walkable(tensor: Tensor, axes: Axis, geometry: Geometry) -> Tensor:
     """The tensor itself, or a dense copy where one stride cannot walk its spatial dimensions."""
-    return tensor if strides_of(tensor, axes, geometry) is not None else tensor.contiguous()
+    if strides_of(tensor, axes, geometry) is not None:
+        return tensor
+    unfolded = tensor.permute(geometry.to_unfolded(axes))
+    return unfolded.contiguous().permute(geometry.from_unfolded(axes))
+
+
+@lru_cache(maxsize=4096)
+def result_strides(stride: tuple[int, ...], geometry: Geometry) -> tuple[int, ...]:
+    """The strides of a result for an x of these: x's memory format if it can be walked."""
+    x = torch.empty_strided(geometry.shape_of(), stride, device="meta")
+    return walkable(torch.empty_like(x), FULL, geometry).stride()
 
 
 def empty(axes: Axis, geometry: Geometry, like: Tensor, dtype: torch.dtype) -> Tensor:
     """Room for an output over ``axes`` in the user's shape; a full one keeps x's memory format."""
     if axes is FULL or axes == FULL:
-        return torch.empty_like(like, dtype=dtype)
+        strides = result_strides(like.stride(), geometry)
+        return torch.empty_strided(like.shape, strides, dtype=dtype, device=like.device)
     return torch.empty(geometry.shape_of(axes), dtype=dtype, device=like.device)
 
 

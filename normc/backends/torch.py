@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from normc.backends.contract import Job, Plain, Run, Source, joined
-from normc.backends.memory import full_input, unview, view
+from normc.backends.memory import empty, full_input, unview, view
 from normc.language.axes import FULL, ORDER, Axis
 from normc.language.expr import Call, Const, Expr, Var, children, postorder
 from normc.language.geometry import Geometry
@@ -70,7 +70,7 @@ def _shaped(whole: Tensor, axes: Axis, geometry: Geometry, x: Tensor) -> Tensor:
     result = unview(whole, axes, geometry).to(x.dtype)
     if axes != FULL:
         return result.contiguous()
-    return torch.empty_like(x).copy_(result)
+    return empty(axes, geometry, x, x.dtype).copy_(result)
 
 
 def _reduce(stat: Stat, arg: Tensor, geometry: Geometry) -> Tensor:

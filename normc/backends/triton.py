@@ -92,7 +92,7 @@ class TritonBackend:
         if triton is None:
             raise BackendError(self.why_not("float32", "cuda"))
         kind = _Interpreter if interpreted() else _Driver
-        return [Runner(job, kind(self.choose, _only.get())) for job in jobs]
+        return [Runner(job, kind(self.choose)) for job in jobs]
 
 
 backend = TritonBackend()
@@ -160,12 +160,14 @@ class _Interpreter:
     """Runs programs one after the other, in Python."""
 
     choose: Choose
-    only: str
+
+    def only(self) -> str:
+        return _only.get()
 
     def settle(self, kind: Kind, eps: float, aligned: bool) -> list[tuple[Launch, Start]]:
         found: list[tuple[Launch, Start]] = []
         machine = MACHINES["sm_90"]
-        for _, schedules in offered(self.choose, self.only, kind.job, kind.geometry, machine):
+        for _, schedules in offered(self.choose, kind.only, kind.job, kind.geometry, machine):
             module = module_of(kind.job, schedules[0])
             for c in schedules[0]:
                 first = main_launch(c, kind.geometry, kind.steps, eps)
@@ -205,7 +207,9 @@ class _Driver:
     """Compiles for the GPU that is there, and launches through Triton's launcher."""
 
     choose: Choose
-    only: str
+
+    def only(self) -> str:
+        return _only.get()
 
     def settle(self, kind: Kind, eps: float, aligned: bool) -> list[tuple[Launch, Start]]:
         device = kind.device.index
@@ -213,7 +217,7 @@ class _Driver:
         make = partial(_made, kind, target=target, aligned=aligned)
         maker = Maker(kind, machine_of(device), eps, module_of, make, _loaded)
         with torch.cuda.device(device):
-            found = maker.settled(self.choose, self.only)
+            found = maker.settled(self.choose, kind.only)
         stream = triton.runtime.driver.active.get_current_stream
         return [(one, start(one, made, device, stream)) for one, made in found]
 

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from normc.backends.contract import Bound
+from normc.backends.memory import result_strides
 from normc.errors import NormcError
 from normc.language.axes import FULL
 from normc.language.geometry import Geometry
@@ -32,13 +33,8 @@ class Call:
         self.tracked = len(extra)
         self.names = (*found.results, *extra)  # of what comes out
         x = given["x"]
-        like = torch.empty_like(x, device="meta")
-        self.shape, self.strides, self.dtype, self.device = (
-            like.shape,
-            like.stride(),
-            x.dtype,
-            x.device,
-        )
+        self.shape, self.strides = x.shape, result_strides(x.stride(), geometry)
+        self.dtype, self.device = x.dtype, x.device
         self.bound: dict[str, Bound] = {}
         read = {i.name: i.axes for i in found.backward.inputs} if found.backward else {}
         saved = dict.fromkeys((*self.inputs, *found.results, *found.saved))

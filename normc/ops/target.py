@@ -10,7 +10,7 @@ from torch import Tensor
 
 from normc import config
 from normc.backends import contract
-from normc.backends.memory import strides_of
+from normc.backends.memory import result_strides, strides_of, walkable
 from normc.errors import BackendError
 from normc.formula import Formula
 from normc.language.axes import FULL, ORDER, Axis
@@ -80,8 +80,9 @@ def _why_not(backend: str, dtype: str, device: str) -> str:
 
 def order_of(x: Tensor, geometry: Geometry) -> tuple[Axis, ...]:
     """The order of x's axes in memory: whether channels or positions are closer together."""
-    steps = strides_of(x, FULL, geometry) or strides_of(x.contiguous(), FULL, geometry)
-    assert steps is not None, "contiguous tensors have strides"
+    here = torch.empty_strided(x.shape, x.stride(), device="meta")
+    steps = strides_of(walkable(here, FULL, geometry), FULL, geometry)
+    assert steps is not None, "walkable tensors have strides"
     last = geometry.s == 1 or (geometry.channels > 1 and steps[2] < steps[3])
     return CHANNELS_LAST if last else CHANNELS_FIRST
 
@@ -89,5 +90,6 @@ def order_of(x: Tensor, geometry: Geometry) -> tuple[Axis, ...]:
 def _unit(x: Tensor, full: Sequence[Tensor], geometry: Geometry, order: tuple[Axis, ...]) -> bool:
     """Whether the innermost axis has stride 1 in every full-size tensor, results included."""
     inner = ORDER.index(order[-1])
-    every = [strides_of(t, FULL, geometry) for t in (torch.empty_like(x, device="meta"), x, *full)]
+    result = torch.empty_strided(x.shape, result_strides(x.stride(), geometry), device="meta")
+    every = [strides_of(t, FULL, geometry) for t in (result, x, *full)]
     return all(steps is not None and steps[inner] == 1 for steps in every)

@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+from normc.errors import NormcError
 from normc.language.axes import FULL, Axis
 from normc.language.expr import (
     Call,
@@ -243,6 +244,11 @@ class Pair:
 
 def pair(forward: Program, wrt: Sequence[str], of: Sequence[str]) -> Pair:
     """Forward and backward Programs, both tidied, and what passes between them."""
+    for name in {COTANGENT + n for n in wrt}.intersection(i.name for i in forward.inputs):
+        whose = name.removeprefix(COTANGENT)
+        raise NormcError(
+            f"`{name}` is what the gradient of `{whose}` is called: rename the tensor `{name}`"
+        )
     forward = tidy(forward)
     backward = tidy(vjp(forward, wrt, of), avoid=[s.name for s in forward.stats])
     forward, backward, saved = save(forward, reuse(forward, backward))

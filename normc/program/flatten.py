@@ -78,14 +78,22 @@ def flatten(
 
 def flatten_definition(definition: Definition) -> Program:
     """The forward Program of a formula: outputs ``y`` (or ``y0``, ``y1``, ...) of x's shape."""
-    several = len(definition.results) > 1
-    outputs = [
-        Output(f"y{i}" if several else "y", FULL, expr) for i, expr in enumerate(definition.results)
-    ]
-    inputs = tensors(definition.results)
+    results, inputs = definition.results, tensors(definition.results)
+    names = _result_names(len(results), {v.name for v in inputs})
+    outputs = [Output(name, FULL, expr) for name, expr in zip(names, results, strict=True)]
     order = {"x": -1, **{p.name: i for i, p in enumerate((*definition.inputs, *definition.params))}}
     inputs.sort(key=lambda v: order[v.name])
     return flatten(inputs, outputs)
+
+
+def _result_names(count: int, taken: set[str]) -> list[str]:
+    """What results are called; a user may have called a tensor ``y``, or like a gradient of it."""
+    numbers = [str(i) for i in range(count)] if count > 1 else [""]
+    for stem in ("y", "out", "result", *(f"result_{i}" for i in range(len(taken)))):
+        names = [stem + number for number in numbers]
+        if taken.isdisjoint([*names, *(f"d_{name}" for name in names)]):
+            return names
+    raise AssertionError("fewer names are taken than were tried")
 
 
 def stack(expr: Expr, over: Axis) -> Expr:

@@ -29,7 +29,7 @@ class Stubbed(triton._Driver):
         make = partial(triton._made, kind, target=triton._target(self.target), aligned=aligned)
         machine = MACHINES[self.target]
         maker = Maker(kind, machine, eps, triton.module_of, make, triton._report)
-        found = maker.settled(self.choose, self.only)
+        found = maker.settled(self.choose, kind.only)
         silent = {launch.name: Silent() for launch, _ in found}
         self.launched.update(silent)
         return [

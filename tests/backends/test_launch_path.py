@@ -1,6 +1,7 @@
 """What a call of a compiled job does on the host: everything but the driver's own launch."""
 
 import time
+from contextlib import nullcontext
 
 import pytest
 import torch
@@ -8,6 +9,7 @@ import torch
 import normc
 from normc.backends.calls import Runner
 from normc.backends.tile_choice import candidates
+from normc.backends.triton import forced
 from normc.language.geometry import Geometry
 from normc.ops.explain import all_jobs
 from normc.pipeline import Target
@@ -21,12 +23,13 @@ SHAPE = (2, 64, 28, 28)
 def prepared(name, only="", shape=SHAPE):
     """The forward job of a layer, its tensors, and the job bound to them."""
     job = all_jobs(normc.zoo[name], Target("triton", "float32"))[0]
-    stub = Stubbed(candidates, only)
+    stub = Stubbed(candidates)
     Stubbed.launched.clear()
     given = {"x": torch.randn(shape)}
     small = [i for i in job.plan.program.inputs if i.name != "x"]
     given |= {i.name: torch.randn(shape[1]) for i in small}
-    bound = Runner(job, stub).bind(Geometry.of(shape), given)
+    with forced(only) if only else nullcontext():
+        bound = Runner(job, stub).bind(Geometry.of(shape), given)
     bound(given, 1e-5)
     return bound, given
 

@@ -77,7 +77,7 @@ def test_no_layer_of_the_zoo_spills_on_hopper(name, dtype, order):
 
 
 def reads(text, dtype, schedule, argument="x", geometry=SHAPE):
-    """For each kernel under a schedule: its reads of x, their bytes, the bytes of the (first) tile."""
+    """For each kernel under a schedule: its reads of x, their bytes, those of the (first) tile."""
     with triton.forced(schedule):
         made = compiled(text, "sm_90", dtype, geometry=geometry)
     width = 4 if dtype == "float32" else 2

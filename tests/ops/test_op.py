@@ -213,3 +213,56 @@ def test_what_backward_does_not_read_is_not_kept():
     sum(t.sum() for t in op(x, residual=residual, gamma=gamma)).backward()
     x.grad.zero_()
     assert residual.grad.abs().sum() > 0  # leaves do not share their .grad
+
+
+BETWEEN = {
+    "channels between": (lambda: torch.randn(2, 3, 4, 5), 2),
+    "channels first": (lambda: torch.randn(4, 3, 2, 5), 0),
+    "permuted": (lambda: torch.randn(2, 5, 4, 3).permute(0, 2, 1, 3), 1),
+}
+
+
+@pytest.mark.parametrize("backend", ["c", "torch", "tape"])
+@pytest.mark.parametrize("kind", BETWEEN)
+def test_positions_that_no_single_stride_walks(kind, backend):
+    make, channel_dim = BETWEEN[kind]
+    x = make().double().requires_grad_()
+    how = {"groups": 2, "channel_dim": channel_dim}
+    text = "x*sigmoid(v*x)/group_std(x)*gamma + instance_mean(x)"
+    given = {
+        name: torch.rand(4, dtype=torch.float64, requires_grad=True) for name in ("v", "gamma")
+    }
+    found = normc.compile(text, backend=backend)(x, **how, **given)
+    want = normc.reference(text)(x, **how, **given)
+    torch.testing.assert_close(found, want)
+    cotangent = torch.randn_like(want)
+    for one, other in zip(
+        torch.autograd.grad(found, (x, *given.values()), cotangent),
+        torch.autograd.grad(want, (x, *given.values()), cotangent),
+        strict=True,
+    ):
+        torch.testing.assert_close(one, other)
+
+
+@pytest.mark.parametrize("backend", ["c", "torch", "tape"])
+@pytest.mark.parametrize("names", [("y", "out"), ("d_y", "y0"), ("y", "result")])
+def test_tensors_may_be_called_like_results(names, backend):
+    first, second = names
+    text = f"input {first}; x*{first} + {second}, x*instance_mean({first})"
+    given = {first: torch.randn(2, 3, 4, dtype=torch.float64, requires_grad=True)}
+    given[second] = torch.rand(3, dtype=torch.float64, requires_grad=True)
+    x = torch.randn(2, 3, 4, dtype=torch.float64, requires_grad=True)
+    found = normc.compile(text, backend=backend)(x, **given)
+    want = normc.reference(text)(x, **given)
+    torch.testing.assert_close(found, want)
+    every = [x, *given.values()]
+    grads = [
+        torch.autograd.grad(sum(o.square().sum() for o in out), every) for out in (found, want)
+    ]
+    torch.testing.assert_close(*grads)
+
+
+def test_a_tensor_called_like_a_gradient_is_named():
+    x = torch.randn(2, 3, requires_grad=True)
+    with pytest.raises(normc.NormcError, match="`d_x` is what the gradient of `x` is called"):
+        normc.compile("x*d_x", backend="torch")(x, d_x=torch.ones(3))
