@@ -44,7 +44,7 @@ is warm, but nothing is kept: each kernel goes through all of Triton's stages. E
 median of {rounds} rounds, in which all three take turns, formula by formula.
 
 * **kernels**: how many are launched, and in brackets how many were compiled to choose among.
-* **front**: parse, derive, schedule, print. **ast**: Python to Triton's IR. **ttgir**: layouts.
+* **front**: parse, derive, schedule. **ast**: Python to Triton's IR. **ttgir**: layouts.
   **llvm**: LLVM, as far as PTX. **ptxas**: machine code. **rest**: importing the source, reading
   what a kernel asks of the GPU, files. Stages are summed over kernels: where two are compiled at
   the same time, they are more than the **total**.

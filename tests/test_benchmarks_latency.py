@@ -119,8 +119,8 @@ def test_stages_are_summed_over_kernels():
     with latency.heard() as total:
         for _ in range(2):
             knobs.listener(src=None, metadata={}, metadata_group={}, times=times, cache_hit=False)
-        with pytest.raises(AssertionError, match="cache"):
-            knobs.listener(src=None, metadata={}, metadata_group={}, times=times, cache_hit=True)
+        # what was compiled a moment ago, side by side with others, is not counted again
+        knobs.listener(src=None, metadata={}, metadata_group={}, times=times, cache_hit=True)
     assert knobs.listener is None
     assert total == {"compiled": 2, "ast": 2.5, "ttgir": 4, "llvm": 7, "ptxas": 8}
 

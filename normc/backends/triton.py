@@ -12,8 +12,9 @@ import importlib
 import importlib.util
 import inspect
 from collections.abc import Callable, Generator, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from contextvars import ContextVar
+from contextvars import ContextVar, copy_context
 from dataclasses import dataclass, replace
 from functools import cache as once
 from functools import partial
@@ -35,10 +36,11 @@ from normc.backends.tile_choice import Schedule, candidates
 from normc.backends.tile_scope import WAIT
 from normc.backends.tiles import printed, source
 from normc.backends.tiling import SCHEDULES
+from normc.backends.tuned import preferred
 from normc.errors import BackendError, nearest
 from normc.language.axes import FULL
 from normc.language.geometry import Geometry
-from normc.schedule.plan import Able
+from normc.schedule.plan import Able, Kernel
 
 
 def _part(name: str) -> Any:
@@ -62,11 +64,17 @@ _SHORT = {
 _only: ContextVar[str] = ContextVar("only", default="")
 
 
+def usual(job: Job, kernel: Kernel, geometry: Geometry, machine: Machine) -> list[Schedule]:
+    """The `candidates`; on a GPU, after what was the fastest there when it was tuned."""
+    choose = candidates if interpreted() else preferred(candidates)
+    return choose(job, kernel, geometry, machine)
+
+
 @dataclass(frozen=True)
 class TritonBackend:
     """Prints, imports, compiles and launches Triton kernels."""
 
-    choose: Choose = candidates
+    choose: Choose = usual
     name: str = "triton"
     able: Able = Able(carry=True, share=True)
 
@@ -93,6 +101,10 @@ class TritonBackend:
             raise BackendError(self.why_not("float32", "cuda"))
         kind = _Interpreter if interpreted() else _Driver
         return [Runner(job, kind(self.choose)) for job in jobs]
+
+    def machine(self, device: torch.device) -> Machine:
+        """What schedules are chosen for."""
+        return MACHINES["sm_90"] if interpreted() else machine_of(device.index)
 
 
 backend = TritonBackend()
@@ -257,7 +269,8 @@ def machine_of(device: int) -> Machine:
     """The GPU of an index, as far as schedules depend on it."""
     found = torch.cuda.get_device_properties(device)
     known = MACHINES.get(f"sm_{found.major}{found.minor}", MACHINES["sm_80"])
-    return replace(known, processors=found.multi_processor_count, waits=torch.version.hip is None)
+    processors, waits = found.multi_processor_count, torch.version.hip is None
+    return replace(known, name=found.name, processors=processors, waits=waits)
 
 
 def _made(kind: Kind, function: Any, launch: Launch, target: Any, aligned: bool) -> Any:
@@ -322,6 +335,18 @@ def compile_ahead(
     make = partial(_made, kind, target=_target(target), aligned=True)
     found = Maker(kind, machine, eps, module_of, make, _report).settled(choose, _only.get())
     return {one.name: _artefact(kind, one, made) for one, made in found}
+
+
+def compile_all(
+    jobs: Sequence[Job], target: str, geometry: Geometry | None = None, eps: float = 1e-5
+) -> list[dict[str, Artefact]]:
+    """`compile_ahead` of several jobs, side by side: those of forward and backward, say."""
+
+    def one(job: Job) -> Any:
+        return copy_context().run, partial(compile_ahead, job, target, geometry, eps)
+
+    with ThreadPoolExecutor(max(1, len(jobs))) as pool:
+        return list(pool.map(lambda pair: pair[0](pair[1]), map(one, jobs)))
 
 
 def legal(job: Job, target: str, geometry: Geometry | None = None) -> None:

@@ -26,7 +26,7 @@ from importlib.metadata import version
 from typing import Any, cast
 
 from normc.backends.contract import Job
-from normc.backends.triton import Artefact, compile_ahead
+from normc.backends.triton import Artefact, compile_all
 from normc.cli.folder import MANIFEST
 from normc.formula import Formula
 from normc.language.axes import CHANNEL, FULL, Axis
@@ -66,7 +66,9 @@ class Wanted:
 def build(wanted: Wanted) -> tuple[Record, Files]:
     """The manifest, and every file by name, the manifest's own included; nothing is written."""
     files: Files = {}
-    jobs = [_job(wanted, job, files) for job in wanted.jobs()]
+    planned = wanted.jobs()
+    made = compile_all(planned, wanted.target, wanted.geometry, wanted.eps)
+    jobs = [_job(wanted, job, one, files) for job, one in zip(planned, made, strict=True)]
     geometry, f = wanted.geometry, wanted.formula
     record: Record = {
         "format": FORMAT,
@@ -102,9 +104,8 @@ def _show(value: Any, indent: str = "") -> str:
     return "{\n" + ",\n".join(rows) + f"\n{indent}}}"
 
 
-def _job(wanted: Wanted, job: Job, files: Files) -> Record:
+def _job(wanted: Wanted, job: Job, made: Mapping[str, Artefact], files: Files) -> Record:
     """The record of a job; its files are added to ``files``."""
-    made = compile_ahead(job, wanted.target, wanted.geometry, eps=wanted.eps)
     return {
         "part": job.part,
         "tensors": list(_tensors(wanted, job, list(made.values()))),
