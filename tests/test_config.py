@@ -23,6 +23,7 @@ def clean(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_defaults() -> None:
     assert (config.backend(), config.cache(), config.debug_level()) == ("auto", True, 0)
+    assert config.tune() is False
     assert config.cache_dir() == Path(platformdirs.user_cache_dir("normc"))
 
 
@@ -31,7 +32,9 @@ def test_the_environment_is_read_when_asked(monkeypatch: pytest.MonkeyPatch) -> 
     monkeypatch.setenv("NORMC_CACHE", "0")
     monkeypatch.setenv("NORMC_CACHE_DIR", "~/kernels")
     monkeypatch.setenv("NORMC_DEBUG", "5")
+    monkeypatch.setenv("NORMC_TUNE", "1")
     assert (config.backend(), config.cache(), config.debug_level()) == ("torch", False, 5)
+    assert config.tune() is True
     assert config.cache_dir() == Path.home() / "kernels"
 
 
@@ -52,11 +55,15 @@ def test_empty_counts_as_unset(monkeypatch: pytest.MonkeyPatch, row: config.Vari
 
 @pytest.mark.parametrize(
     ("name", "text"),
-    [("NORMC_CACHE", "yes"), ("NORMC_DEBUG", "6"), ("NORMC_DEBUG", "-1"), ("NORMC_DEBUG", "all")],
+    [
+        *(("NORMC_CACHE", "yes"), ("NORMC_TUNE", "2")),
+        *(("NORMC_DEBUG", "6"), ("NORMC_DEBUG", "-1"), ("NORMC_DEBUG", "all")),
+    ],
 )
 def test_a_wrong_value_is_named(monkeypatch: pytest.MonkeyPatch, name: str, text: str) -> None:
     monkeypatch.setenv(name, text)
-    ask = {"NORMC_CACHE": config.cache, "NORMC_DEBUG": config.debug_level}[name]
+    asked = {"NORMC_CACHE": config.cache, "NORMC_DEBUG": config.debug_level}
+    ask = {**asked, "NORMC_TUNE": config.tune}[name]
     with pytest.raises(NormcError, match=f"{name} is '{text}': expected"):
         ask()
 
@@ -65,8 +72,8 @@ def test_override_is_a_scope(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) ->
     monkeypatch.setenv("NORMC_DEBUG", "1")
     with config.override(debug=4, cache=False):
         assert (config.debug_level(), config.cache()) == (4, False)
-        with config.override(debug=0, backend="c", cache_dir=tmp_path):
-            assert (config.debug_level(), config.cache()) == (0, False)
+        with config.override(debug=0, backend="c", cache_dir=tmp_path, tune=True):
+            assert (config.debug_level(), config.cache(), config.tune()) == (0, False, True)
             assert (config.backend(), config.cache_dir()) == ("c", tmp_path)
         assert (config.debug_level(), config.backend()) == (4, "auto")
     assert (config.debug_level(), config.cache()) == (1, True)

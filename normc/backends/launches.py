@@ -5,7 +5,7 @@ Config -> Launch of its kernel, then of the kernels that finish what programs ha
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from math import gcd, prod
 from typing import Any
@@ -15,7 +15,7 @@ from normc.backends.gpus import Machine
 from normc.backends.memory import Strides
 from normc.backends.tile_scope import ARRIVED, WAIT
 from normc.backends.tile_shares import finish_sizes
-from normc.backends.tiling import Config, ceiling, finish_name, handed, sum_name
+from normc.backends.tiling import Config, ceiling, finish_name, handed, sum_name, sums_of
 from normc.errors import BackendError
 from normc.language.geometry import Geometry
 from normc.program.program import Stat
@@ -124,7 +124,7 @@ def followers(config: Config, launch: Launch, geometry: Geometry) -> list[Launch
     """The launches that follow: of what programs handed over, and of sums that they carried."""
     finishes = _finishes(config, geometry, str(launch.constants["INDEX"]))
     job = config.form.job
-    sums = [_sum(job, stat, launch.instances, geometry) for stat in config.form.kernel.carries]
+    sums = [_sum(job, stats, launch.instances, geometry) for stats in sums_of(config.form.kernel)]
     return [one for one in (*finishes, *sums) if one.programs]
 
 
@@ -152,15 +152,15 @@ def _finishes(config: Config, geometry: Geometry, index: str) -> list[Launch]:
     return made
 
 
-def _sum(job: Job, stat: Stat, parts: int, geometry: Geometry) -> Launch:
-    """The launch that adds up the parts of a carried sum."""
-    size = geometry.count(stat.kept)
+def _sum(job: Job, stats: Sequence[Stat], parts: int, geometry: Geometry) -> Launch:
+    """The launch that adds up the parts of carried sums."""
+    size = geometry.count(stats[0].kept)
     tile = {"BLOCK_PARTS": 32, "BLOCK": 64}
-    numbers = (parts, size, geometry.count(stat.over))
-    tensors = (carried_parts(stat), stat.name)
-    rooms = (Room(carried_parts(stat), parts * size, job.wide),)
+    numbers = (parts, size, geometry.count(stats[0].over))
+    tensors = (*map(carried_parts, stats), *(stat.name for stat in stats))
+    rooms = tuple(Room(carried_parts(stat), parts * size, job.wide) for stat in stats)
     programs = -(-size // tile["BLOCK"])
-    return Launch(sum_name(job, stat), "sum", programs, tensors, numbers, tile, 8, rooms=rooms)
+    return Launch(sum_name(job, stats), "sum", programs, tensors, numbers, tile, 8, rooms=rooms)
 
 
 def carried_parts(stat: Stat) -> str:

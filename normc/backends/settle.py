@@ -26,6 +26,10 @@ Choose = Callable[[Job, Kernel, Geometry, Machine], list[Schedule]]
 """The schedules that a kernel could be launched under, the most promising first."""
 
 
+class Measured(tuple[Config, ...]):
+    """A schedule that a device has been timed under: it is taken as it is, whatever it spills."""
+
+
 @dataclass(frozen=True)
 class Report:
     """What a compiled kernel asks of the machine."""
@@ -74,7 +78,7 @@ class Maker:
                 spilled, launches = self.compiled(schedule)
                 if launches is not None and (best is None or spilled < best[0]):
                     best = spilled, launches
-                if best and not best[0]:
+                if best and (not best[0] or isinstance(schedule, Measured)):
                     break
             assert best is not None, f"no schedule of {kernel.name} can be launched"
             found += best[1]
@@ -123,5 +127,5 @@ def _tries(schedules: list[Schedule]) -> Iterator[Schedule]:
     """The best schedules, each with the warps that were meant for it and then with more."""
     for schedule in schedules:
         yield schedule
-        if wider(schedule) != schedule:
+        if not isinstance(schedule, Measured) and wider(schedule) != schedule:
             yield wider(schedule)

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
+from functools import cached_property
 from itertools import product
 from math import prod
 
@@ -113,15 +114,19 @@ class _Chooser:
         free = self.form.free
         for lanes in self.lanes(self.form):
             room = max(1, most // prod(lanes.values()))
-            fitting = [
-                extents
-                for extents in product(*(self.halves(d) for d in free))
-                if prod(extents) <= room and not self.short(free, extents)
-            ]
+            fitting = [extents for elements, extents in self.shapes if elements <= room]
             if fitting:
                 best = min(fitting, key=self.cost)
                 return (self.held(self.form, lanes | _by_letter(free, best)),)
         return ()
+
+    @cached_property
+    def shapes(self) -> list[tuple[int, tuple[int, ...]]]:
+        """The extents that a box can have, each with the number of its elements."""
+        every = product(*(self.halves(d) for d in self.form.free))
+        sized = ((prod(extents), extents) for extents in every)
+        most = MOST_HELD // self.weight
+        return [one for one in sized if one[0] <= most and not self.short(self.form.free, one[1])]
 
     def cost(self, extents: tuple[int, ...]) -> tuple[float, ...]:
         """What boxes of these extents cost: lanes that hold nothing, and states to merge."""
@@ -154,7 +159,7 @@ class _Chooser:
             blocks |= parts | self.merges(form, parts)
         elements = prod(extents[d.letter] for d in form.dims)
         warps = 32 if elements * self.weight > HELD else _warps(elements)
-        return Config.of(form, blocks, warps)
+        return Config.of(form, blocks, warps, self.sizes_of(form))
 
     def merges(self, form: Form, parts: Mapping[str, int]) -> dict[str, int]:
         """In what extents the states of all programs are read."""
@@ -194,7 +199,8 @@ class _Chooser:
             blocks |= {d.parts: -(-sizes[d.letter] // shares[d.letter]) for d in form.free}
             blocks |= {d.share: shares[d.letter] for d in form.free}
         vectors = max(1, largest * width(self.job.dtype) // (32 * VECTOR))
-        return Config.of(form, blocks, min(_warps(largest * _crowd(form)), vectors))
+        warps = min(_warps(largest * _crowd(form)), vectors)
+        return Config.of(form, blocks, warps, sizes)
 
     def shares(self, form: Form, lanes: Sizes) -> dict[str, int]:
         """How many indices of each dimension a program walks: a power of two, outermost first."""

@@ -9,13 +9,6 @@ stands where a fused step is wanted. Coefficients: Cephes Mathematical Library, 
 
 from __future__ import annotations
 
-_SPAN = '''
-@triton.jit
-def span(first, size: tl.constexpr, INDEX: tl.constexpr):
-    """The indices first, first + 1, ..., first + size - 1."""
-    return (first + tl.arange(0, size)).to(INDEX)
-'''
-
 _LARGER = '''
 @triton.jit
 def larger(a, b):
@@ -151,7 +144,6 @@ def power(x, y, REAL: tl.constexpr):
 '''
 
 _BOTH = {
-    "span": _SPAN,
     "larger": _LARGER,
     "smaller": _SMALLER,
     "sign": _SIGN,

@@ -204,7 +204,12 @@ class Printer:
     def elements(self, i: int, sweep: Sweep) -> str:
         """The number of elements that a row has in this tile."""
         cols = [d for d in self.form.along(sweep.cols) if not self.scope.one(d)]
-        parts = [f"tl.minimum({d.block(i)}, {d.size} - {d.letter}_from)" for d in cols]
+        parts = [
+            f"tl.minimum({d.block(i)}, {d.size} - {d.letter}_from)"
+            if self.scope.ragged(d)
+            else d.block(i)
+            for d in cols
+        ]
         return f"tl.cast({'*'.join(parts) or '1'}, {self.scope.real})"
 
     # --- folds -----------------------------------------------------------------------------------

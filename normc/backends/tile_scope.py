@@ -129,16 +129,21 @@ class Scope:
             self.add(f"{d.letter} = tl.cast({first}, INDEX)")
         else:
             view = expanded([d], self.form.tile)
-            self.add(f"{d.letter}_i = span({first}, {extent}, INDEX)")
+            self.add(f"{d.letter}_i = {span(first, extent)}")
             self.add(f"{d.letter} = {d.letter}_i{view}")
-            self.add(f"{d.letter}_in = {d.letter} < {d.size}")
+            if d.letter not in self.form.exact:
+                self.add(f"{d.letter}_in = {d.letter} < {d.size}")
         self._known.append(d)
         if d.letter in "gk" and {"g", "k"} <= {other.letter for other in self._known}:
             self.add("c = g*K + k")
 
     def mask(self, axes: Axis) -> str:
         """The condition under which an element over ``axes`` exists."""
-        return " & ".join(f"{d.letter}_in" for d in self.form.along(axes) if not self.one(d))
+        return " & ".join(f"{d.letter}_in" for d in self.form.along(axes) if self.ragged(d))
+
+    def ragged(self, d: Dim) -> bool:
+        """Whether tiles may reach beyond the end of a dimension."""
+        return not self.one(d) and d.letter not in self.form.exact
 
     def masked(self, axes: Axis, value: str, other: str) -> str:
         """A value where an element over ``axes`` exists, else another."""
@@ -239,7 +244,7 @@ class Scope:
 
     def exists(self, indices: Mapping[Dim, str]) -> str:
         """The condition under which an element at these indices exists."""
-        return " & ".join(f"({indices[d]} < {d.size})" for d in indices if not self.one(d))
+        return " & ".join(f"({indices[d]} < {d.size})" for d in indices if self.ragged(d))
 
     def small(self, axes: Axis, *after: str) -> dict[Dim, str]:
         """The indices of a tile that has only the dimensions of ``axes``, and others after them."""
@@ -270,6 +275,12 @@ class Scope:
         owned = self.owned(axes)
         inside = f", {owned}" if owned else ""
         self.add(f"tl.store({place}, {value}{inside})")
+
+
+def span(first: str, extent: str) -> str:
+    """The indices ``first``, ``first + 1``, ..., as many as ``extent`` says."""
+    here = f"tl.arange(0, {extent})"
+    return f"{here}.to(INDEX)" if first == "0" else f"({first} + {here}).to(INDEX)"
 
 
 def expanded(own: Sequence[Dim], dims: Sequence[Dim]) -> str:

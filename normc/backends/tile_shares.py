@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from normc.backends.emit import expand, write
-from normc.backends.tile_scope import ARRIVED, FOLD, START, WAIT, Scope, expanded
+from normc.backends.tile_scope import ARRIVED, FOLD, START, WAIT, Scope, expanded, span
 from normc.backends.tile_spelling import spelling
 from normc.backends.tile_states import finished, gathers_by_weight, values_of
 from normc.backends.tiling import Dim, Form, finish_name, handed, union
@@ -92,7 +92,7 @@ def take_over(scope: Scope, i: int, sweep: Sweep) -> None:
     rows = scope.small(kept, "q")
     wide = [d for d in rows if not scope.one(d)]
     view = f"[{', '.join(['None'] * len(wide) + [':'])}]" if wide else ""
-    scope.add(f"q = span(0, {form.merges[i]}, INDEX){view}")
+    scope.add(f"q = {span('0', form.merges[i])}{view}")
     row = _in_brackets(scope.dense(rows)) if rows else "0"
     inside = " & ".join([*filter(None, [scope.exists(rows)]), f"(q < {many})"])
     if any(gathers_by_weight(fold.state) for fold in sweep.folds):
@@ -102,10 +102,11 @@ def take_over(scope: Scope, i: int, sweep: Sweep) -> None:
     for fold in sweep.folds:
         scope.add(*read.lines(fold, every))
         wholes, owns = values_of(fold), values_of(fold, LOCAL)
-        if wide:  # in the layout of the program's own: another one would be carried to all of x
-            view, exist = expanded(wide, form.tile), scope.mask(kept)
-            for name, own in zip(wholes.values(), owns.values(), strict=True):
-                scope.add(f"{name.name} = tl.where({exist}, {name.name}{view}, {own.name})")
+        # Chosen against the program's own, NaN or not: so the result has the layout of that one,
+        # where Triton would carry another layout to the whole tile.
+        for v, own in zip(wholes.values(), owns.values(), strict=True) if wide else ():
+            view, same = expanded(wide, form.tile), f"{own.name} == {own.name}"
+            scope.add(f"{v.name} = tl.where({same}, {v.name}{view}, {own.name})")
 
 
 def gathers_any(sweep: Sweep) -> bool:
@@ -178,8 +179,8 @@ def finish_kernel(form: Form, i: int) -> str:
     many = parts_along(form, sweep.cols)
     lines = [
         f'"""{what}: the programs\' states merged, always in the same order."""',
-        "i = span(tl.program_id(0)*BLOCK, BLOCK, INDEX)",
-        "q = span(0, MERGE, INDEX)[None, :]",
+        f"i = {span('tl.program_id(0)*BLOCK', 'BLOCK')}",
+        f"q = {span('0', 'MERGE')}[None, :]",
         f"inside = (i[:, None] < KEPT) & (q < {many})",
     ]
     if gathers_any(sweep):

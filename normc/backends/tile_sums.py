@@ -1,6 +1,8 @@
-"""Tile sums: the kernel that adds up the parts of a sum carried over the grid by programs."""
+"""Tile sums: the kernel that adds up what programs have carried over the grid."""
 
 from __future__ import annotations
+
+from collections.abc import Sequence
 
 from normc.backends.contract import Job
 from normc.backends.emit import write
@@ -12,28 +14,36 @@ from normc.language.expr import var
 from normc.language.reductions import count
 from normc.program.program import Stat
 
-_SUM = '''\
-@triton.jit
-def {name}(
-    {stat}_parts, {stat}_ptr, PARTS, SIZE, COUNT, BLOCK_PARTS: tl.constexpr, BLOCK: tl.constexpr
-):
-    """{what}: what the programs' parts add up to, always in the same order."""
-    i = tl.program_id(0)*BLOCK + tl.arange(0, BLOCK)[None, :]
-    total = tl.zeros([BLOCK_PARTS, BLOCK], {real})
-    for first in range(0, PARTS, BLOCK_PARTS):
-        part = first + tl.arange(0, BLOCK_PARTS)[:, None]
-        inside = (part < PARTS) & (i < SIZE)
-        total = total + tl.load({stat}_parts + part*SIZE + i, inside, 0.0)
-    total = tl.sum(total, 0, keep_dims=True)
-    tl.store({stat}_ptr + i, {value}, i < SIZE)'''
+
+def carried_sums(job: Job, stats: Sequence[Stat]) -> str:
+    """The kernel that adds up the parts of carried sums over the same axes, always in one order."""
+    names, real = [s.name for s in stats], f"tl.{job.wide}"
+    tensors = [*(f"{name}_parts" for name in names), *(f"{name}_ptr" for name in names)]
+    what = ", ".join(f"{s.name} = {s.op}[{show(s.over)}]" for s in stats)
+    lines = [
+        f'"""{what}: what the programs\' parts add up to, always in the same order."""',
+        "i = tl.program_id(0)*BLOCK + tl.arange(0, BLOCK)[None, :]",
+        *(f"{name} = tl.zeros([BLOCK_PARTS, BLOCK], {real})" for name in names),
+        "for first in range(0, PARTS, BLOCK_PARTS):",
+        "    part = first + tl.arange(0, BLOCK_PARTS)[:, None]",
+        "    inside = (part < PARTS) & (i < SIZE)",
+        *(f"    {n} = {n} + tl.load({n}_parts + part*SIZE + i, inside, 0.0)" for n in names),
+    ]
+    for stat in stats:
+        lines.append(f"{stat.name} = tl.sum({stat.name}, 0, keep_dims=True)")
+        lines.append(f"tl.store({stat.name}_ptr + i, {_value(job, stat)}, i < SIZE)")
+    head = [
+        "@triton.jit",
+        f"def {sum_name(job, stats)}(",
+        f"    {', '.join(tensors)},",
+        "    PARTS, SIZE, COUNT, BLOCK_PARTS: tl.constexpr, BLOCK: tl.constexpr,",
+        "):",
+    ]
+    return "\n".join([*head, *(f"    {line}" for line in lines)])
 
 
-def carried_sum(job: Job, stat: Stat) -> str:
-    """The kernel that adds up the parts of a carried sum."""
-    real, over = f"tl.{job.wide}", count(stat.over)
+def _value(job: Job, stat: Stat) -> str:
+    over, total = count(stat.over), var(stat.name)
     (f,) = stat.state.folds
-    total = var("total")
-    names = {id(total): "total", id(over): f"tl.cast(COUNT, {real})"}
-    value = write(finished(stat, {f.name: total}), spelling(job.dtype), names)
-    what = f"{stat.name} = {stat.op}[{show(stat.over)}]"
-    return _SUM.format(name=sum_name(job, stat), stat=stat.name, what=what, real=real, value=value)
+    names = {id(total): stat.name, id(over): f"tl.cast(COUNT, tl.{job.wide})"}
+    return write(finished(stat, {f.name: total}), spelling(job.dtype), names)

@@ -16,8 +16,8 @@ from normc.backends.contract import Job
 from normc.backends.tile_functions import functions
 from normc.backends.tile_kernel import Printer
 from normc.backends.tile_shares import MEET, finish_kernel
-from normc.backends.tile_sums import carried_sum
-from normc.backends.tiling import Form
+from normc.backends.tile_sums import carried_sums
+from normc.backends.tiling import Form, sums_of
 from normc.schedule.fission import fission
 from normc.schedule.plan import Kernel
 
@@ -37,8 +37,8 @@ def printed(job: Job, wanted: Sequence[Form]) -> str:
         for i, sweep in enumerate(form.kernel.sweeps)
         if sweep.folds
     ]
-    carried = {s.name: s for form in wanted for s in form.kernel.carries}
-    sums = [carried_sum(job, stat) for stat in carried.values()]
+    carried = dict.fromkeys(stats for form in wanted for stats in sums_of(form.kernel))
+    sums = [carried_sums(job, stats) for stats in carried]
     body = "\n\n\n".join([*kernels, *finishes, *sums])
     return "\n\n\n".join([header(job), *_used(job, body), body]) + "\n"
 
@@ -85,4 +85,4 @@ def header(job: Job) -> str:
     )
 
 
-__all__ = ["Form", "Printer", "carried_sum", "forms", "header", "printed", "source"]
+__all__ = ["Form", "Printer", "carried_sums", "forms", "header", "printed", "source"]

@@ -16,7 +16,7 @@ launch there.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from math import prod
@@ -68,6 +68,7 @@ class Form:
     resident: bool
     shared: bool = False
     single: frozenset[str] = frozenset()  # dimensions that a tile has not: one index at a time
+    exact: frozenset[str] = frozenset()  # those that tiles fill, so that no lane is masked
 
     @property
     def schedule(self) -> str:
@@ -221,9 +222,17 @@ def handed(fold: Fold) -> list[str]:
     return [f"{fold.stats[0].name}_{f.name}_parts" for f in fold.state.folds]
 
 
-def sum_name(job: Job, stat: Stat) -> str:
-    """The name of the kernel that adds up the parts of a carried sum."""
-    return f"{job.entry}_{stat.name}_parts"
+def sums_of(kernel: Kernel) -> list[tuple[Stat, ...]]:
+    """The sums that a kernel carries, together where they are kept over the same axes."""
+    groups: dict[Axis, tuple[Stat, ...]] = {}
+    for stat in kernel.carries:
+        groups[stat.kept] = (*groups.get(stat.kept, ()), stat)
+    return list(groups.values())
+
+
+def sum_name(job: Job, stats: Sequence[Stat]) -> str:
+    """The name of the kernel that adds up the parts of carried sums."""
+    return f"{job.entry}_{stats[0].name}_parts"
 
 
 def finish_name(form: Form, sweep: int) -> str:
@@ -253,11 +262,14 @@ class Config:
     warps: int
 
     @staticmethod
-    def of(form: Form, blocks: Mapping[str, int], warps: int) -> Config:
+    def of(form: Form, blocks: Mapping[str, int], warps: int, sizes: Mapping[str, int]) -> Config:
         """The configuration; a dimension whose extents are all 1 is none of the tile's."""
-        wide = {d.letter for d, i in form.blocks if blocks[d.block(i)] > 1}
-        single = frozenset(d.letter for d in form.dims if d.letter not in wide)
-        return Config(replace(form, single=single), tuple(blocks.items()), warps)
+        extents = [(d.letter, blocks[d.block(i)]) for d, i in form.blocks]
+        letters = {d.letter for d in form.dims}
+        single = letters.difference(letter for letter, extent in extents if extent > 1)
+        exact = letters.difference(letter for letter, n in extents if sizes[letter] % n)
+        found = replace(form, single=frozenset(single), exact=frozenset(exact - single))
+        return Config(found, tuple(blocks.items()), warps)
 
     @property
     def constants(self) -> dict[str, int]:

@@ -19,6 +19,7 @@ from dataclasses import dataclass, replace
 from functools import cache as once
 from functools import partial
 from pathlib import Path
+from threading import Lock
 from typing import Any
 
 import torch
@@ -149,7 +150,21 @@ def _module(source: Source) -> Any:
     assert spec is not None and spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
+    if not interpreted():
+        _parse(module)
     return module
+
+
+def _parse(module: Any) -> None:
+    """Parse its functions now, one after the other: CPython's `ast.parse` fails in two threads."""
+    with _PARSING:
+        for function in vars(module).values():
+            if isinstance(function, triton.JITFunction):
+                tree = function.parse()
+                function.parse = lambda tree=tree: tree
+
+
+_PARSING = Lock()
 
 
 def _write(path: Path, text: str) -> None:

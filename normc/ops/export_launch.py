@@ -11,7 +11,7 @@ from collections.abc import Iterator, Sequence
 
 from normc.backends.contract import Job
 from normc.backends.tiles import source
-from normc.backends.tiling import Dim, Form, sum_name
+from normc.backends.tiling import Dim, Form, sum_name, sums_of
 from normc.language.axes import FULL, Axis, members
 from normc.ops.export_names import arguments, bracketed, letters, local, sizes, unpacked, wrapped
 from normc.program.program import Stat
@@ -72,7 +72,8 @@ def forms(job: Job, kernel: Kernel) -> list[Form]:
 
 def _launched(job: Job) -> list[str]:
     names = [form.name for kernel in job.plan.kernels for form in forms(job, kernel)]
-    return [*names, *(sum_name(job, stat) for stat in job.plan.carries)]
+    sums = [sum_name(job, stats) for k in job.plan.kernels for stats in sums_of(k)]
+    return [*names, *sums]
 
 
 # --- the body of a launch function ---------------------------------------------------------------
@@ -105,8 +106,8 @@ def _kernel(job: Job, kernel: Kernel) -> Iterator[str]:
         size = "*".join(["how.programs", *(str(a.name) for a in members(stat.kept))])
         yield f"{stat.name}_parts = call.parts({size})"
     yield from _either(every)
-    for stat in kernel.carries:
-        yield from _sum(job, stat)
+    for stats in sums_of(kernel):
+        yield from _sum(job, stats)
 
 
 def _either(every: Sequence[Form]) -> list[str]:
@@ -167,12 +168,12 @@ def _launch(form: Form, called: str, indent: str = "") -> list[str]:
 _CONSTANTS = ["EPS=call.eps", "INDEX=index", "**how.options"]
 
 
-def _sum(job: Job, stat: Stat) -> list[str]:
-    """The launch that adds up the programs' parts of a sum."""
-    size, count = _product(stat.kept), _product(stat.over)
-    parts = f"{stat.name}_parts"
-    items = [parts, local(stat.name), "how.programs", size, count, "**SUM"]
-    return arguments(f'{sum_name(job, stat)}[(triton.cdiv({size}, SUM["BLOCK"]),)](', items, ")")
+def _sum(job: Job, stats: Sequence[Stat]) -> list[str]:
+    """The launch that adds up the programs' parts of sums."""
+    size, count = _product(stats[0].kept), _product(stats[0].over)
+    tensors = [*(f"{stat.name}_parts" for stat in stats), *(local(stat.name) for stat in stats)]
+    items = [*tensors, "how.programs", size, count, "**SUM"]
+    return arguments(f'{sum_name(job, stats)}[(triton.cdiv({size}, SUM["BLOCK"]),)](', items, ")")
 
 
 def _product(axes: Axis) -> str:

@@ -35,4 +35,4 @@ def configure(form, geometry, extent, warps):
             name: ceiling(prod(parts[d] for d in form.along(form.kernel.sweeps[i].cols)))
             for i, name in form.merges.items()
         }
-    return Config.of(form, blocks, warps)
+    return Config.of(form, blocks, warps, {d.letter: n for d, n in sizes.items()})

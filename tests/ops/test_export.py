@@ -17,7 +17,7 @@ from normc.reference import reference
 
 NAMES = (
     *("in_", "n", "c", "tl", "part", "torch", "program", "s0", "t0", "t0_", "x_n", "c_in"),
-    *("span", "call", "float", "l", "N"),
+    *("larger", "call", "float", "l", "N"),
 )
 TEXTS = {
     "film": "input scale[n,c]; input shift[n,c]; x/instance_std(x)*scale + shift",
@@ -125,7 +125,7 @@ def test_what_stands_in_a_comment_cannot_leave_the_docstring(tmp_path):
 @pytest.mark.parametrize(
     "file, function",
     [("mine", "mine"), ("class", "class_"), ("max", "max_"), ("2d norm", "layer_2d_norm")]
-    + [("_run", "layer_run"), ("span", "span_"), ("torch", "torch_")],
+    + [("_run", "layer_run"), ("larger", "larger_"), ("torch", "torch_")],
 )
 def test_a_formula_without_a_name_is_called_after_the_file(tmp_path, file, function):
     path = normc.compile("x*v").export(tmp_path / f"{file}.py")
