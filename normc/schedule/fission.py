@@ -2,7 +2,7 @@
 
 What one program knows of a slice it keeps from sweep to sweep. Where several programs share the
 slice, none knows a statistic of it before all are done, and what is certain of that is the end of a
-launch. So a kernel is cut where its phases meet; phases that read small tensors only stay together.
+launch. So a kernel is cut where its phases meet; phases that move small tensors only stay together.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ def fission(plan: Plan, kernel: Kernel) -> tuple[Plan, tuple[Kernel, ...]]:
     """The plan with ``kernel`` cut into one kernel per phase, and these kernels."""
     groups: list[list[Sweep]] = []
     for phase in kernel.phases:
-        if groups and not any(map(reads_whole, (*groups[-1], *phase))):
+        if groups and not any(map(moves_whole, (*groups[-1], *phase))):
             groups[-1] += phase
         else:
             groups.append(list(phase))
@@ -38,6 +38,6 @@ def cut(plan: Plan) -> Plan:
     return plan
 
 
-def reads_whole(sweep: Sweep) -> bool:
-    """Whether a sweep reads any tensor of x's size."""
-    return any(v.axes == FULL for v in sweep.reads)
+def moves_whole(sweep: Sweep) -> bool:
+    """Whether a sweep reads or writes any tensor of x's size."""
+    return any(v.axes == FULL for v in (*sweep.reads, *sweep.stores))

@@ -114,7 +114,7 @@ def agrees(text, case, choose, tolerance):
 
 OWN = (
     *("x*group_max(x) + gamma*channel_min(v*x)", "x*all_var(x) + batch_group_std(gamma*x)"),
-    *("h = x*instance_rms(x); h - layer_mean(h*batch_std(h))",),
+    *("h = x*instance_rms(x); h - layer_mean(h*batch_std(h))", "group_min(instance_mean(x)**2)"),
 )
 
 

@@ -148,14 +148,16 @@ def test_who_is_refused_is_never_chosen(folder: Path) -> None:
     remember(
         job, kernel, GEOMETRY, MACHINE, [Trial(s, refused="wrong") for s in offer(job, kernel)]
     )
-    assert chosen() == usual()
+    assert chosen() == usual() and not isinstance(chosen()[0], Measured)
+    assert json.loads(the_file(folder).read_text())["entries"][0]["winner"] is None
 
 
 def test_a_choice_that_was_made_already_is_kept() -> None:
-    record()
+    record(0, wide=True)
     job, kernel = job_of()
-    fixed = [Measured(offer(job, kernel)[0])]
-    assert preferred(lambda *_: fixed)(job, kernel, GEOMETRY, MACHINE) is fixed  # type: ignore[arg-type]
+    fixed = [Measured(offer(job, kernel)[0])]  # on trial, while its wider form is on record
+    found = preferred(lambda *_: fixed)(job, kernel, GEOMETRY, MACHINE)  # type: ignore[arg-type]
+    assert found == fixed
 
 
 def test_without_a_cache_no_record_is_read(folder: Path) -> None:
@@ -225,8 +227,10 @@ def test_what_cannot_run_any_more_is_passed_over() -> None:
     (loops, *_) = (s for s in found if s[0].form.schedule == "streaming")
     meets = tuple(replace(c, blocks=tuple(together(c.blocks))) for c in cluster)
     assert Counting(False).settled([Measured(meets), Measured(loops)]) == [loops[0].warps]
+    alone = Counting(False)
     with pytest.raises(AssertionError, match="can be launched"):
-        Counting(False).settled([Measured(meets)])
+        alone.settled([Measured(meets)])
+    assert set(alone.made) == {meets[0].warps}, "on trial is this one and no wider"
 
 
 def together(blocks: tuple[tuple[str, int], ...]) -> Iterator[tuple[str, int]]:
@@ -371,6 +375,7 @@ def test_an_odd_entry_is_left_out_and_the_others_stay(
 ) -> None:
     record()
     change(folder, edit)
+    assert (chosen() == usual()) == (edit is not ODD["no object"])
     change(folder, lambda d: d["entries"].reverse())
     best = record(name="rms_norm")
     assert chosen(name="rms_norm")[0] == best
@@ -387,7 +392,7 @@ BROKEN: dict[str, Callable[[Path], object]] = {
     "no object": lambda p: p.write_text("[]"),
     "a number": lambda p: p.write_text("1" * 10_000),
     "deep": lambda p: p.write_text("[" * 1_000_000),
-    "huge": lambda p: p.write_bytes(b" " * (tuned_file.LARGEST + 1)),
+    "huge": lambda p: p.write_bytes(p.read_bytes() + b" " * tuned_file.LARGEST),
     "foreign": lambda p: p.write_text('{"configs": {"BLOCK_N": 64}}'),
     "another format": edited(lambda d: d.update(format="normc-tuned-2")),
     "entries are none": edited(lambda d: d.update(entries={"a": 1})),

@@ -5,6 +5,10 @@ from hypothesis import given, seed, settings
 from hypothesis import strategies as st
 
 from normc.analysis.agreement import LAYOUTS, Case, compare
+from normc.backends import triton
+from normc.backends.tiling import SCHEDULES
+from normc.ops import op
+from tests.backends.schedules import small
 from tests.properties.formulas import formulas
 
 SHAPES = {
@@ -62,3 +66,22 @@ def test_random_formulas_agree_in_tritons_interpreter(part):
         agree(text, case, "triton", 1e-4)
 
     search(check, part, settings().max_examples * 8 // 5)
+
+
+@pytest.mark.interpret
+@pytest.mark.parametrize("schedule", SCHEDULES)
+@pytest.mark.filterwarnings("ignore:.*encountered in:RuntimeWarning")
+def test_random_formulas_agree_under_every_schedule(schedule, monkeypatch):
+    """With tiles of two elements along each dimension; in the profile of CI 12 formulas each."""
+    monkeypatch.setattr(triton, "backend", triton.TritonBackend(small(schedule)))
+
+    @given(formulas(depth=3), any_case(["float64"]))
+    def check(text, case):
+        op._build.cache_clear()  # kernels of another schedule
+        agree(text, case, "triton")
+
+    some = settings(
+        settings(), max_examples=settings().max_examples // 4, report_multiple_bugs=False
+    )
+    some(check)()
+    op._build.cache_clear()
