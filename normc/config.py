@@ -92,6 +92,15 @@ TABLE = (
         + ".",
         _level,
     ),
+    Variable(
+        "NORMC_TUNE",
+        "0",
+        "0 or 1",
+        "At the first call of a kind, measure on the GPU under which schedule each kernel is "
+        "fastest, and keep what agrees with the oracle on record; 0 measures nothing and uses the "
+        "record.",
+        _switch,
+    ),
 )
 
 FOREIGN = {
@@ -120,6 +129,11 @@ def cache_dir() -> Path:
     return _value("cache_dir") or Path(platformdirs.user_cache_dir("normc"))
 
 
+def tune() -> bool:
+    """Whether schedules are measured on the GPU."""
+    return _value("tune")
+
+
 def debug_level() -> int:
     """How much to print, from 0 to 5."""
     return _value("debug")
@@ -141,6 +155,7 @@ def override(
     cache: bool | None = None,
     cache_dir: str | Path | None = None,
     debug: int | None = None,
+    tune: bool | None = None,
 ) -> Generator[None, None, None]:
     """Give variables other values within a ``with``, or a decorated function.
 
@@ -149,9 +164,9 @@ def override(
     4
     """
     folder = None if cache_dir is None else str(cache_dir)
-    switch = None if cache is None else str(int(cache))
+    keeps, tunes = (None if switch is None else str(int(switch)) for switch in (cache, tune))
     level = None if debug is None else str(debug)
-    given = {"backend": backend, "cache": switch, "cache_dir": folder, "debug": level}
+    given = {"backend": backend, "cache": keeps, "cache_dir": folder, "debug": level, "tune": tunes}
     read = {key: _read(_ROWS[key], text) for key, text in given.items() if text is not None}
     token = _scope.set({**_scope.get(), **read})
     try:

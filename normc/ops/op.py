@@ -85,6 +85,10 @@ class Op:
         call = self._calls.get(key)
         if call is None:
             call = self._call(given, groups, channel_dim, mode)
+            if config.tune() and not buffers and not _transformed():
+                from normc.ops.tune import tune  # seldom wanted
+
+                tune(self.formula, call, given, eps)
             if len(self._calls) >= _MOST_CALLS:
                 self._calls.clear()
             self._calls[key] = call
