@@ -2,9 +2,11 @@
 
 from normc.errors import BackendError, CompileError, FormulaError, NormcError, ShapeError
 from normc.formula import Formula, parse, zoo
+from normc.ops.dropin import norm_layer
 from normc.ops.layer import Layer
 from normc.ops.many import compile_many
 from normc.ops.op import Op, compile
+from normc.ops.replace import replace_norms, revert_norms
 from normc.reference import reference
 
 __all__ = [
@@ -18,7 +20,10 @@ __all__ = [
     "ShapeError",
     "compile",
     "compile_many",
+    "norm_layer",
     "parse",
     "reference",
+    "replace_norms",
+    "revert_norms",
     "zoo",
 ]

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from typing import Literal
 
@@ -17,7 +17,7 @@ from normc.backends.contract import Backend, Job, Run, Source
 from normc.language.axes import Axis
 from normc.language.definition import Definition
 from normc.program.flatten import flatten_definition
-from normc.program.program import COTANGENT, Program
+from normc.program.program import COTANGENT, Program, restrict
 from normc.program.running import Running, freeze, running, track
 from normc.program.tidy import tidy
 from normc.schedule.plan import Plan
@@ -38,6 +38,9 @@ class Programs:
     running: tuple[Running, ...]
     gradients: Mapping[str, str] = field(default_factory=dict[str, str])
     """For the gradient of each input, ``d_x``, the output of backward that holds it."""
+    source: Program = Program((), (), ())
+    """What was differentiated: results from inputs alone, nothing saved."""
+    level: int = 0  # how often it is a derivative itself
 
 
 @dataclass(frozen=True)
@@ -81,18 +84,62 @@ def programs(definition: Definition, wrt: tuple[str, ...], mode: Mode = "batch")
     elif mode == "frozen":
         flat = freeze(flat, rows)
     wanted = tuple(i.name for i in flat.inputs if i.name in wrt)
+    return _paired(flat, wanted, results, rows, 0)
+
+
+def _paired(
+    source: Program, wanted: tuple[str, ...], results: tuple[str, ...], rows: tuple[Running, ...],
+    level: int,
+) -> Programs:  # fmt: skip
+    """Forward, and backward if any gradient is wanted."""
     if not wanted:
-        return Programs(tidy(flat), None, (), results, rows)
+        return Programs(tidy(source), None, (), results, rows, {}, source, level)
     from normc.program.derive import pair  # brings sympy, which takes 0.3 s to import
 
-    both = pair(flat, wanted, results)
-    return Programs(both.forward, both.backward, both.saved, results, rows, both.gradients)
+    both = pair(source, wanted, results)
+    return Programs(
+        both.forward, both.backward, both.saved, results, rows, both.gradients, source, level
+    )
+
+
+def differentiated(found: Programs, wrt: tuple[str, ...], wanted: tuple[str, ...]) -> Programs:
+    """Derive again: the gradients of ``wrt`` as results themselves, differentiable by ``wanted``.
+
+    Backward is a program like any other. It is taken without what forward has saved, because that
+    depends on the inputs as well; its results are called ``grad1_x``, those of its own ``grad2_x``.
+    """
+    return _differentiated(found.source, found.results, found.running, found.level, wrt, wanted)
+
+
+@lru_cache(maxsize=1024)
+def _differentiated(
+    source: Program, results: tuple[str, ...], rows: tuple[Running, ...], level: int,
+    wrt: tuple[str, ...], wanted: tuple[str, ...],
+) -> Programs:  # fmt: skip
+    from normc.program.derive import reuse, vjp
+
+    gradient = vjp(source, wrt, results)
+    both = zip(gradient.outputs, wrt, strict=True)
+    outputs = [replace(o, name=f"grad{level + 1}_{name}") for o, name in both]
+    own = {s.name for s in source.stats}
+    inputs = tuple(i for i in gradient.inputs if i.name not in own)
+    inputs = (*inputs, *(i for i in source.inputs if i not in inputs))
+    whole = restrict(Program(inputs, (*source.stats, *gradient.stats), ()), outputs)
+    past = tuple(replace(o, name=past_name(level, o.name)) for o in source.outputs)
+    whole = reuse(replace(source, outputs=past), whole)  # backward may have kept only results
+    inside = tuple(n for n in wanted if n in {i.name for i in whole.inputs})
+    names = tuple(o.name for o in outputs)
+    return _paired(whole, inside, names, rows, level + 1)
 
 
 def jobs(
     definition: Definition, label: str, text: str, found: Programs, target: Target
 ) -> list[Job]:
     """Schedule: the forward job, and the backward one if there is one."""
+    return _jobs(label, text, found, target)
+
+
+def _jobs(label: str, text: str, found: Programs, target: Target) -> list[Job]:
     frozen = tuple(r.stat for r in found.running)
     made: list[Job] = []
     parts = [("forward", found.forward, found.saved, frozen)]
@@ -123,6 +170,19 @@ def render(
     printed = [backend.render(job) for job in made]
     config.debug(4, lambda: backend.unit(made, printed))
     return Rendered(backend, found, made, printed)
+
+
+def past_name(level: int, result: str) -> str:
+    """What a derivative calls a result that it reads."""
+    return f"past{level}_{result}"
+
+
+def build_again(found: Programs, label: str, text: str, target: Target) -> Built:
+    """Kernels for programs that were derived again."""
+    backend = contract.find(target.backend)
+    made = _jobs(f"{label}_grad{found.level}", text, found, target)
+    printed = [backend.render(job) for job in made]
+    return load(Rendered(backend, found, made, printed))
 
 
 def load(rendered: Rendered) -> Built:

@@ -151,17 +151,24 @@ def _module(source: Source) -> Any:
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     if not interpreted():
-        _parse(module)
+        with _PARSING:
+            _library()
+            _parse(module)
     return module
+
+
+@once
+def _library() -> None:
+    """Parse what `tl.sum` and its like are made of."""
+    _parse(_part("triton.language.standard"))
 
 
 def _parse(module: Any) -> None:
     """Parse its functions now, one after the other: CPython's `ast.parse` fails in two threads."""
-    with _PARSING:
-        for function in vars(module).values():
-            if isinstance(function, triton.JITFunction):
-                tree = function.parse()
-                function.parse = lambda tree=tree: tree
+    for function in vars(module).values():
+        if isinstance(function, triton.JITFunction):
+            tree = function.parse()
+            function.parse = lambda tree=tree: tree
 
 
 _PARSING = Lock()

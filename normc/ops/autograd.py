@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -13,26 +14,43 @@ from normc.backends.memory import result_strides
 from normc.errors import NormcError
 from normc.language.axes import FULL
 from normc.language.geometry import Geometry
-from normc.pipeline import COTANGENT, Built
+from normc.pipeline import COTANGENT, Built, Target, build_again, differentiated, past_name
 
 Tensors = Mapping[str, Tensor]
+Gradients = list[Tensor | None]
+
+
+@dataclass(frozen=True)
+class Origin:
+    """Where the kernels of a call came from: what is needed to derive from them again."""
+
+    label: str
+    text: str
+    target: Target
 
 
 class Call:
     """What all calls of one kind share: kernels, names, dtypes and strides, found out once."""
 
     def __init__(
-        self, built: Built, geometry: Geometry, given: Tensors, track: bool, gradient: bool
+        self,
+        built: Built,
+        geometry: Geometry,
+        given: Tensors,
+        track: bool,
+        gradient: bool,
+        origin: Origin,
     ) -> None:
         found = built.programs
-        self.built = built
+        self.built, self.origin = built, origin
+        self._again: dict[tuple[str, ...], Call] = {}
         self.geometry = geometry
         self.gradient = gradient  # whether some tensor wants one
         self.inputs = tuple(given)
         extra = [r.output for r in found.running] if track else []
         self.tracked = len(extra)
         self.names = (*found.results, *extra)  # of what comes out
-        x = given["x"]
+        x = next(t for t in given.values() if t.shape == geometry.shape_of())  # x, if it is there
         self.shape, self.strides = x.shape, result_strides(x.stride(), geometry)
         self.dtype, self.device = x.dtype, x.device
         self.bound: dict[str, Bound] = {}
@@ -41,6 +59,7 @@ class Call:
         self.kept = tuple(n for n in saved if n in read)
         self.cotangents = tuple(COTANGENT + n for n in found.results)
         self.read = tuple(n for n in self.cotangents if n in read)
+        self.whole = tuple(n for n in self.read if read[n] == FULL)
         self.blank = FULL not in read.values()
         outputs = [o.name for o in found.backward.outputs] if found.backward else []
         self.outputs = tuple(outputs)
@@ -60,9 +79,7 @@ class Call:
 
     def backward(self, given: dict[str, Tensor], eps: float) -> tuple[Tensor, ...]:
         """Run the backward kernels: the outputs of the backward program."""
-        for name in self.read:
-            if given[name].stride() != self.strides:  # as x lies in memory
-                given[name] = self._room().copy_(given[name])
+        self._lay(given, self.whole)
         if self.blank:  # nothing of x's shape is read, but the gradients take its shape
             given["x"] = self._room()
         bound = self.bound.get("backward")
@@ -71,6 +88,42 @@ class Call:
             bound = self.bound["backward"] = self.built.backward.bind(self.geometry, given)
         done = bound(given, eps)
         return tuple([done[name] for name in self.outputs])
+
+    def again(self, given: Tensors) -> Call:
+        """The call that computes the gradients from the inputs and cotangents, differentiably."""
+        wanted = tuple(name for name, t in given.items() if t.requires_grad)
+        if wanted not in self._again:
+            wrt = tuple(n for n, place in zip(self.inputs, self.places, strict=True) if place)
+            found = differentiated(self.built.programs, wrt, wanted)
+            missing = [i.name for i in found.source.inputs if i.name not in given]
+            frozen = {r.stat for r in found.running}
+            if any(name not in frozen for name in missing):
+                raise NormcError(
+                    f"backward has not kept `{missing[0]}`, which a second derivative needs: "
+                    "use normc.reference(formula) where it is wanted"
+                )
+            built = build_again(found, self.origin.label, self.origin.text, self.origin.target)
+            arguments = (built, self.geometry, given, False, bool(wanted), self.origin)
+            self._again[wanted] = Call(*arguments)
+        return self._again[wanted]
+
+    def gradients(self, given: dict[str, Tensor], frozen: Tensors, eps: float) -> Gradients:
+        """The gradients, to be differentiated again; by the places that backward gives them."""
+        self._lay(given, tuple(n for n in self.cotangents if n in given and self._full(given[n])))
+        call = self.again(given)
+        given = {name: given[name] for name in call.inputs}
+        outs = Autograd.apply(call, eps, dict(frozen), *given.values())
+        outs = iter(outs)
+        return [place and _to(next(outs), place[1]) for place in self.places]
+
+    def _full(self, tensor: Tensor) -> bool:
+        return tensor.shape == self.shape
+
+    def _lay(self, given: dict[str, Tensor], names: Iterable[str]) -> None:
+        """Let cotangents lie in memory as x does."""
+        for name in names:
+            if given[name].stride() != self.strides:
+                given[name] = self._room().copy_(given[name])
 
     def _room(self) -> Tensor:
         dtype, device = self.dtype, self.device
@@ -98,32 +151,20 @@ class Autograd(torch.autograd.Function):
         call: Call = ctx.call
         if not call.outputs:  # no result depends on what wants a gradient
             return (None,) * (3 + len(call.inputs))
-        given = dict(zip(call.kept, ctx.saved_tensors, strict=True)) | ctx.frozen
+        given = dict(zip(call.kept, ctx.saved_tensors, strict=True))
+        if torch.is_grad_enabled():
+            found = call.built.programs
+            past = {name: past_name(found.level, name) for name in found.results}
+            known = {name: name for name in call.inputs} | past
+            given = {known[name]: t for name, t in given.items() if name in known}
+            given |= dict(zip(call.cotangents, grads, strict=False))
+            return None, None, None, *call.gradients(given, ctx.frozen, ctx.eps)
+        given |= ctx.frozen
         for name, grad in zip(call.cotangents, grads, strict=False):
             if name in call.read:
                 given[name] = grad
-        if torch.is_grad_enabled():
-            done = _Gradients.apply(call, ctx.eps, tuple(given), *given.values())
-        else:
-            done = call.backward(given, ctx.eps)
+        done = call.backward(given, ctx.eps)
         return None, None, None, *[place and _to(done[place[0]], place[1]) for place in call.places]
-
-
-class _Gradients(torch.autograd.Function):
-    """The compiled backward; to differentiate it again is an error, not a silent zero."""
-
-    @staticmethod
-    def forward(
-        ctx: Any, call: Call, eps: float, names: tuple[str, ...], *args: Tensor
-    ) -> tuple[Tensor, ...]:
-        return call.backward(dict(zip(names, args, strict=True)), eps)
-
-    @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> Any:
-        raise NormcError(
-            "second derivatives of a compiled formula are not there yet: "
-            "use normc.reference(formula) where they are needed"
-        )
 
 
 def _to(tensor: Tensor, dtype: torch.dtype) -> Tensor:

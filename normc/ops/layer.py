@@ -135,9 +135,10 @@ class Layer(nn.Module):
             self.get_buffer(r.name).lerp_(value.to(self.get_buffer(r.name).dtype), rate)
 
     def extra_repr(self) -> str:
-        """What recreates the layer."""
+        """What recreates the layer, but for dtype and device."""
+        chosen = "" if self.op.backend == "auto" else f", backend={self.op.backend!r}"
         return (
             f"{self.formula.text!r}, {self.num_channels}, groups={self.groups}, eps={self.eps}, "
             f"momentum={self.momentum}, channel_dim={self.channel_dim}, "
-            f"track_running_stats={bool(self.running)}"
+            f"track_running_stats={bool(self.running)}{chosen}"
         )

@@ -19,7 +19,7 @@ from normc.formula import Formula, parse
 from normc.language.axes import CHANNEL, FULL, Axis
 from normc.language.expr import Reduce, postorder
 from normc.language.geometry import Geometry, Groups, check
-from normc.ops.autograd import Autograd, Call
+from normc.ops.autograd import Autograd, Call, Origin
 from normc.ops.explain import explain
 from normc.ops.target import target_of
 from normc.pipeline import Built, Mode, Target, build, sources
@@ -122,7 +122,8 @@ class Op:
         built, differentiable = self._ready.get((mode, target), (None, False))
         if built is None or (wrt and not differentiable):
             built = _build(self.formula, wrt, mode, target)
-        return Call(built, geometry, given, mode == "track", bool(wrt))
+        origin = Origin(self.formula.label, self.formula.text, target)
+        return Call(built, geometry, given, mode == "track", bool(wrt), origin)
 
     def use(self, built: Built, mode: Mode, target: Target, differentiable: bool) -> None:
         """Take these kernels for calls of their kind; with all gradients they serve any call."""

@@ -42,7 +42,8 @@ def test_without_torch_the_status_is_1(monkeypatch):
 
 
 def test_a_backend_that_computes_nonsense_is_broken(monkeypatch):
-    monkeypatch.setattr("normc.analysis.agreement.TOLERANCE", {"float32": -1.0})
-    monkeypatch.setattr("normc.analysis.agreement.FACTOR", -1.0)
+    for room in ("ops.judge", "analysis.agreement"):
+        monkeypatch.setattr(f"normc.{room}.TOLERANCE", {"float32": 0.0})
+    monkeypatch.setattr("normc.ops.judge.FACTOR", 0.0)
     with pytest.raises(RuntimeError, match="is wrong"):
         doctor._run("torch")
