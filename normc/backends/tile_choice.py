@@ -81,10 +81,6 @@ class _Chooser:
     def sizes_of(self, form: Form) -> Sizes:
         return {d.letter: max(1, self.geometry.count(d.axes)) for d in form.sizes}
 
-    def elements(self) -> int:
-        """The elements of an instance."""
-        return prod(self.sizes[d.letter] for d in self.form.free)
-
     # --- on chip ---------------------------------------------------------------------------------
     def whole(self) -> Schedule:
         """All of an instance in registers; nothing if it does not fit."""

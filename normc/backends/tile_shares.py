@@ -129,7 +129,7 @@ class Gather:
         parts, wholes = values_of(fold, "_q"), values_of(fold)
         again = f"[{':, ' * self.along}None]" if self.along else ""  # for use along q
         names: dict[int, str] = {id(COUNT): "held", id(ALL): every}
-        keep: list[Expr] = [COUNT, ALL]
+        alive: list[Expr] = [COUNT, ALL]  # an id is a node's as long as the node lives
         lines: list[str] = []
         for f, tensor in zip(fold.state.folds, handed(fold), strict=True):
             load = f'tl.load({tensor} + {self.place}, {self.inside}, 0.0, cache_modifier=".cg")'
@@ -138,7 +138,7 @@ class Gather:
                 id(var(f.name)): parts[f.name].name,
                 id(whole(f.name)): wholes[f.name].name + again,
             }
-            keep += [var(f.name), whole(f.name)]
+            alive += [var(f.name), whole(f.name)]
         known = spelling(self.form.job.dtype)
         for f in fold.state.gather:
             text = write(expand([f.each], known)[0], known, names)
