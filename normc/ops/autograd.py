@@ -59,7 +59,6 @@ class Call:
         self.kept = tuple(n for n in saved if n in read)
         self.cotangents = tuple(COTANGENT + n for n in found.results)
         self.read = tuple(n for n in self.cotangents if n in read)
-        self.whole = tuple(n for n in self.read if read[n] == FULL)
         self.blank = FULL not in read.values()
         outputs = [o.name for o in found.backward.outputs] if found.backward else []
         self.outputs = tuple(outputs)
@@ -79,7 +78,7 @@ class Call:
 
     def backward(self, given: dict[str, Tensor], eps: float) -> tuple[Tensor, ...]:
         """Run the backward kernels: the outputs of the backward program."""
-        self._lay(given, self.whole)
+        self._lay(given, self.read)
         if self.blank:  # nothing of x's shape is read, but the gradients take its shape
             given["x"] = self._room()
         bound = self.bound.get("backward")
@@ -109,20 +108,18 @@ class Call:
 
     def gradients(self, given: dict[str, Tensor], frozen: Tensors, eps: float) -> Gradients:
         """The gradients, to be differentiated again; by the places that backward gives them."""
-        self._lay(given, tuple(n for n in self.cotangents if n in given and self._full(given[n])))
+        self._lay(given, self.cotangents)
         call = self.again(given)
         given = {name: given[name] for name in call.inputs}
-        outs = Autograd.apply(call, eps, dict(frozen), *given.values())
-        outs = iter(outs)
+        outs = iter(Autograd.apply(call, eps, dict(frozen), *given.values()))
         return [place and _to(next(outs), place[1]) for place in self.places]
 
-    def _full(self, tensor: Tensor) -> bool:
-        return tensor.shape == self.shape
-
     def _lay(self, given: dict[str, Tensor], names: Iterable[str]) -> None:
-        """Let cotangents lie in memory as x does."""
+        """Let cotangents lie in memory as x does, and small ones densely: as kernels are bound."""
         for name in names:
-            if given[name].stride() != self.strides:
+            if given[name].shape != self.shape:
+                given[name] = given[name].contiguous()
+            elif given[name].stride() != self.strides:
                 given[name] = self._room().copy_(given[name])
 
     def _room(self) -> Tensor:

@@ -116,3 +116,27 @@ def test_what_wants_no_gradient_gets_none():
     )
     (want,) = torch.autograd.grad(grad.square().sum(), x2)
     torch.testing.assert_close(second, want)
+
+
+@pytest.mark.parametrize("backend", ["c", "tape", "torch"])
+def test_cotangents_of_parameter_gradients_may_change_their_strides(backend):
+    """Kernels are bound once per kind of call, and autograd hands on whatever strides it has."""
+    f, given = prepared("layer_norm")
+    every, names = list(given.values()), list(given)
+    cotangents = [
+        torch.rand(4, dtype=torch.float64),
+        torch.tensor([3.0], dtype=torch.float64).expand(4),
+        torch.rand(4, 4, dtype=torch.float64)[:, 1],
+    ]
+    op, oracle = normc.compile(f, backend=backend), normc.reference(f)
+    for cotangent in cotangents:
+        found, want = (second(call, names, every, cotangent) for call in (op, oracle))
+        torch.testing.assert_close(found, want)
+
+
+def second(call, names, every, cotangent):
+    """The derivatives of the gradient of gamma, along a cotangent of its own."""
+    y = call(**dict(zip(names, every, strict=True)), groups=2)
+    gamma = every[names.index("gamma")]
+    (grad,) = torch.autograd.grad(y.square().sum(), gamma, create_graph=True)
+    return torch.autograd.grad(grad, every, cotangent, materialize_grads=True)
