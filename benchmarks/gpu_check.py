@@ -23,6 +23,7 @@ from normc.analysis.agreement import LAYOUTS, Case, Error, compare, draw, gradie
 from normc.backends import triton
 from normc.backends.tiling import SCHEDULES
 from normc.formula import Formula, parse, zoo
+from normc.ops import call as calls
 from normc.ops import op
 
 USUAL = "usual"
@@ -139,7 +140,7 @@ def check(task: Task) -> Answer:
 
 def judge(each: Check) -> Answer:
     """The worst error, those out of tolerance, results that differ between runs."""
-    op._build.cache_clear()  # kernels made under another schedule would be found again
+    calls.built.cache_clear()  # kernels made under another schedule would be found again
     launched = _launched()
     launched.clear()
     with forced(each.schedule):

@@ -27,7 +27,7 @@ class Formula:
         self.text = text
         self.definition: Definition = parse_definition(text)
         self.entry = entry  # where it comes from, for a formula of the zoo
-        self._name = name
+        self.name = name  # in the zoo, or ""
 
     @property
     def params(self) -> tuple[Param, ...]:
@@ -52,7 +52,7 @@ class Formula:
     @property
     def label(self) -> str:
         """A name fit for kernels and files: the given one, or part of the digest."""
-        return re.sub(r"\W", "_", self._name) or f"formula_{self.digest[:8]}"
+        return re.sub(r"\W", "_", self.name) or f"formula_{self.digest[:8]}"
 
     def latex(self) -> str:
         """The formula in LaTeX."""
@@ -64,7 +64,7 @@ class Formula:
         """The same layer in canonical form: equal layers get equal text. Bounded in time."""
         from normc.program.canonical import canonical
 
-        return Formula(show(canonical(self.definition)), self._name, self.entry)
+        return Formula(show(canonical(self.definition)), self.name, self.entry)
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, Formula) and self.definition == other.definition
@@ -79,7 +79,7 @@ class Formula:
         return f"normc.parse({self.text!r})"
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return Formula, (self.text, self._name, self.entry)
+        return Formula, (self.text, self.name, self.entry)
 
     def _repr_mimebundle_(self, **_: Any) -> dict[str, str]:
         latex = f"${self.latex()}$"

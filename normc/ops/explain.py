@@ -39,7 +39,7 @@ def explain(
 
 def all_jobs(formula: Formula, target: Target) -> list[Job]:
     """The forward job, and the backward one for every gradient there is."""
-    return jobs(formula.definition, formula.label, formula.text, all_programs(formula), target)
+    return jobs(formula.label, formula.text, all_programs(formula), target)
 
 
 def all_programs(formula: Formula) -> Programs:

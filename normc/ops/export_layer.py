@@ -63,12 +63,11 @@ class Layer:
 
     def jobs(self) -> list[tuple[str, Job]]:
         """The work of kernels: for each order in memory, forward and backward."""
-        definition, text = self.formula.definition, "; ".join(self.formula.shown.splitlines())
+        text = "; ".join(self.formula.shown.splitlines())
         return [
             (order, job)
             for order, axes in ORDERS.items()
             for job in jobs(
-                definition,
                 f"{self.name}_{order}",
                 text,
                 self.found,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -96,19 +97,20 @@ class Layer(nn.Module):
     def forward(self, x: Tensor, **inputs: Tensor) -> Result:
         """Run the formula on x, ``num_channels`` along ``channel_dim``; inputs by name."""
         self._check(x, inputs)
-        given: dict[str, Tensor] = {**dict(self.named_parameters(recurse=False)), **inputs}
+        given: dict[str, Tensor] = {**self._parameters, **inputs}  # pyright: ignore
+        count = len(self.formula.definition.results)
         if self.running and not self.training:
-            buffers = {r.stat: self.get_buffer(r.name) for r in self.running}
-            results, _ = self._run(x, given, mode="frozen", buffers=buffers)
+            buffers = {r.stat: self._buffers[r.name] for r in self.running}
+            results = self._run(x, given, mode="frozen", buffers=buffers)
         elif self.running:
-            results, now = self._run(x, given, mode="track")
+            results = self._run(x, given, mode="track")
             if x.numel():  # an empty batch has no statistics to learn from
-                self._update(x, now)
+                self._update(x, results[count:])
         else:
-            results, _ = self._run(x, given)
-        return results[0] if len(results) == 1 else results
+            results = self._run(x, given)
+        return results[0] if count == 1 else results[:count]
 
-    def _run(self, x: Tensor, tensors: dict[str, Tensor], **how: Any) -> Any:
+    def _run(self, x: Tensor, tensors: dict[str, Tensor], **how: Any) -> tuple[Tensor, ...]:
         return self.op.run(x, tensors, self.groups, self.eps, self.channel_dim, **how)
 
     def _check(self, x: Tensor, inputs: dict[str, Tensor]) -> None:
@@ -123,16 +125,16 @@ class Layer(nn.Module):
             raise ShapeError(f"`{min(own)}` is a parameter of the layer; it takes only inputs")
 
     @torch.no_grad()
-    def _update(self, x: Tensor, now: dict[str, Tensor]) -> None:
+    def _update(self, x: Tensor, now: Sequence[Tensor]) -> None:
         """One step of the moving averages, as nn.BatchNorm takes it."""
         seen = self.get_buffer("num_batches_tracked").add_(1)
-        rate = 1 / float(seen) if self.momentum is None else self.momentum
         geometry = Geometry.of(x.shape, self.groups, self.channel_dim)
-        for r in self.running:
-            value, n = now[r.name], geometry.count(r.over)
+        for r, value in zip(self.running, now, strict=True):
+            buffer, n = self.get_buffer(r.name), geometry.count(r.over)
             if r.unbiased and n > 1:
                 value = value * (n / (n - 1))
-            self.get_buffer(r.name).lerp_(value.to(self.get_buffer(r.name).dtype), rate)
+            rate = (1 / seen).to(buffer.dtype) if self.momentum is None else self.momentum
+            buffer.lerp_(value.to(buffer.dtype), rate)
 
     def extra_repr(self) -> str:
         """What recreates the layer, but for dtype and device."""

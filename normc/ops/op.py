@@ -4,25 +4,24 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
-from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd import forward_ad
 
 from normc import config
 from normc.backends import contract
-from normc.errors import ShapeError
 from normc.formula import Formula, parse
-from normc.language.axes import CHANNEL, FULL, Axis
-from normc.language.expr import Reduce, postorder
-from normc.language.geometry import Geometry, Groups, check
-from normc.ops.autograd import Autograd, Call, Origin
+from normc.language.axes import FULL
+from normc.language.geometry import Groups
+from normc.ops.call import Call
+from normc.ops.doors import Autograd, enter, foreign, run, transformed, watched
 from normc.ops.explain import explain
-from normc.ops.target import target_of
-from normc.pipeline import Built, Mode, Target, build, sources
+from normc.ops.recipe import Recipe
+from normc.ops.setting import MOST_CALLS, Ready, Setting, wanted
+from normc.ops.traced import traced
+from normc.pipeline import Built, Mode, Target, sources
 
 Result = Tensor | tuple[Tensor, ...]
 
@@ -39,9 +38,10 @@ class Op:
         self.backend = backend
         if backend != "auto":
             contract.find(backend)
-        self._splits = _splits_channels(formula)
-        self._calls: dict[Any, Call] = {}
-        self._ready: dict[tuple[Mode, Target], tuple[Built, bool]] = {}
+        self._full = [i.name for i in formula.inputs if i.axes == FULL]
+        self._calls: dict[Any, tuple[Setting, Call]] = {}
+        self._settings: dict[Any, Setting] = {}
+        self._ready: Ready = {}
 
     def __repr__(self) -> str:
         chosen = "" if self.backend == "auto" else f", backend={self.backend!r}"
@@ -63,7 +63,7 @@ class Op:
         "auto" is the largest divisor up to 32. Statistics are computed in float32 (float64 for
         float64 x). Raises `ShapeError` for whatever does not fit.
         """
-        results, _ = self.run(x, tensors, groups, eps, channel_dim)
+        results = self.run(x, tensors, groups, eps, channel_dim)
         return results[0] if len(results) == 1 else results
 
     def run(
@@ -75,55 +75,64 @@ class Op:
         channel_dim: int,
         mode: Mode = "batch",
         buffers: Mapping[str, Tensor] | None = None,
-    ) -> tuple[tuple[Tensor, ...], dict[str, Tensor]]:
-        """The results and, in mode "track", the batch's own value of each running statistic."""
-        given = {"x": x, **tensors}
+    ) -> tuple[Tensor, ...]:
+        """The results; in mode "track", then the batch's own value of each running statistic.
+
+        ``buffers`` are the values of statistics that are inputs in this mode.
+        """
+        given = {"x": x, **tensors, **buffers} if buffers else {"x": x, **tensors}
+        if self._full:
+            given = self._uniform(given)
+        if torch.compiler.is_compiling():
+            how = (groups, eps, channel_dim, mode)
+            return traced(self.formula, self.backend, given, *how)
+        args = tuple(given.values())
         backend = config.backend() if self.backend == "auto" else self.backend
         how = (backend, groups, channel_dim, mode, torch.is_grad_enabled(), *given)
-        every = [*given.values(), *buffers.values()] if buffers else given.values()
-        key = (*how, *[(t.shape, t.stride(), t.dtype, t.device, t.requires_grad) for t in every])
-        call = self._calls.get(key)
-        if call is None:
-            call = self._call(given, groups, channel_dim, mode)
-            if config.tune() and not buffers and not _transformed():
-                from normc.ops.tune import tune  # seldom wanted
+        key = (*how, *[(t.shape, t.stride(), t.dtype, t.device, t.requires_grad, t.__class__)
+                       for t in args])  # fmt: skip
+        ready = self._calls.get(key)
+        if ready is None or transformed() or watched():
+            setting = self._setting(how, given)
+            if transformed() or foreign(args):
+                return enter(setting, eps, args)
+            ready = self._calls[key] = setting, self._call(setting, given, eps, not buffers)
+        setting, call = ready
+        return Autograd.apply(call, eps, setting, *args) if call.gradient else run(call, eps, args)
 
-                tune(self.formula, call, given, eps)
-            if len(self._calls) >= _MOST_CALLS:
-                self._calls.clear()
-            self._calls[key] = call
-        frozen = {name: t.detach() for name, t in buffers.items()} if buffers else {}
-        if call.gradient or _transformed():
-            outs = Autograd.apply(call, eps, frozen, *given.values())
-        else:
-            done = call.forward(given | frozen if frozen else given, eps)
-            outs = tuple([done[name] for name in call.names])
-        if mode != "track":
-            return outs, {}
-        found = call.built.programs
-        count = len(found.results)
-        return outs[:count], {r.name: t for r, t in zip(found.running, outs[count:], strict=True)}
+    def _setting(self, how: tuple[Any, ...], given: Mapping[str, Tensor]) -> Setting:
+        backend, groups, channel_dim, mode, *_ = how
+        key = (backend, groups, channel_dim, mode, *given)
+        if key not in self._settings:
+            recipe = Recipe(self.formula, tuple(given), mode, self.backend)
+            self._settings[key] = Setting(recipe, groups, channel_dim, self._ready)
+        return self._settings[key]
 
     def _call(
-        self, given: Mapping[str, Tensor], groups: Groups, channel_dim: int, mode: Mode
+        self, setting: Setting, given: Mapping[str, Tensor], eps: float, tunable: bool
     ) -> Call:
-        """Check a call and build its kernels; done once per kind of call."""
-        x, definition = given["x"], self.formula.definition
-        tensors = {name: t for name, t in given.items() if name != "x"}
-        geometry = check(definition, x, tensors, groups, channel_dim)
-        missing = [p.name for p in definition.params if p.name not in tensors]
-        if missing:
-            raise ShapeError(f"the parameter `{missing[0]}` is missing: pass {missing[0]}=...")
-        if not self._splits and geometry.g != 1:
-            geometry = Geometry.of(x.shape, 1, channel_dim)
-        full = [given[i.name] for i in self.formula.inputs if i.axes == FULL]
-        wrt = _wanted(given)
-        target = target_of(self.formula, self.backend, x, full, geometry)
-        built, differentiable = self._ready.get((mode, target), (None, False))
-        if built is None or (wrt and not differentiable):
-            built = _build(self.formula, wrt, mode, target)
-        origin = Origin(self.formula.label, self.formula.text, target)
-        return Call(built, geometry, given, mode == "track", bool(wrt), origin)
+        """Find or build the kernels; done once per kind of call."""
+        args = tuple(given.values())
+        call = setting.call(args, wanted(setting.recipe.names, args))
+        if config.tune() and tunable:
+            from normc.ops.tune import tune  # seldom wanted
+
+            tune(self.formula, call, given, eps)
+        if len(self._calls) >= MOST_CALLS:
+            self._calls.clear()
+        return call
+
+    def _uniform(self, given: dict[str, Tensor]) -> dict[str, Tensor]:
+        """All tensors of x's shape in one dtype: x's, under autocast the widest, as it promotes."""
+        full = ["x", *(name for name in self._full if name in given)]
+        dtypes = [given[name].dtype for name in full]
+        dtype = dtypes[0]
+        if all(other == dtype for other in dtypes):
+            return given
+        if torch.is_autocast_enabled(given["x"].device.type):
+            for other in dtypes:
+                dtype = torch.promote_types(dtype, other)
+        return {**given, **{name: given[name].to(dtype) for name in full}}
 
     def use(self, built: Built, mode: Mode, target: Target, differentiable: bool) -> None:
         """Take these kernels for calls of their kind; with all gradients they serve any call."""
@@ -172,31 +181,3 @@ def compile(formula: Formula | str, backend: str = "auto") -> Op:
     Raises `FormulaError` for a text that is no formula, `BackendError` for an unknown backend.
     """
     return Op(parse(formula) if isinstance(formula, str) else formula, backend)
-
-
-@lru_cache(maxsize=4096)
-def _build(formula: Formula, wrt: tuple[str, ...], mode: Mode, target: Target) -> Built:
-    return build(formula.definition, formula.label, formula.text, wrt, mode, target)
-
-
-def _splits_channels(formula: Formula) -> bool:
-    """Whether any statistic treats groups and the channels in them differently."""
-    nodes = postorder(formula.definition.results)
-    return any(isinstance(e, Reduce) and e.over & CHANNEL not in (CHANNEL, Axis(0)) for e in nodes)
-
-
-def _wanted(given: Mapping[str, Tensor]) -> tuple[str, ...]:
-    """The tensors whose gradient autograd will ask for."""
-    if not torch.is_grad_enabled():
-        return ()
-    return tuple(name for name, t in given.items() if t.requires_grad)
-
-
-def _transformed() -> bool:
-    """Whether torch.func or forward-mode AD is at work, which autograd's own door has to refuse."""
-    functorch = torch._C._are_functorch_transforms_active()  # pyright: ignore[reportPrivateUsage]
-    return functorch or forward_ad._current_level >= 0  # pyright: ignore[reportPrivateUsage]
-
-
-_MOST_CALLS = 4096
-"""Kinds of calls an op remembers before it forgets them all."""

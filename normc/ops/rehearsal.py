@@ -19,7 +19,7 @@ from torch import Tensor
 from normc.backends import contract
 from normc.backends.calls import Runner
 from normc.formula import Formula
-from normc.ops.autograd import Call
+from normc.ops.call import Call
 from normc.ops.judge import Change, Expected, Tensors, amplification, expect, gradients, results
 from normc.pipeline import COTANGENT
 from normc.reference import reference

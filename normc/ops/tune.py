@@ -30,7 +30,7 @@ from normc.backends.tile_choice import Schedule, wider
 from normc.backends.tuned import Trial, fastest, named, preferred, remember, show
 from normc.errors import NormcError
 from normc.formula import Formula
-from normc.ops.autograd import Call
+from normc.ops.call import Call
 from normc.ops.judge import Expected, Tensors, strays
 from normc.ops.rehearsal import Rehearsal
 from normc.ops.stopwatch import TIMERS, Thunk, Timer

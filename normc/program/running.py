@@ -1,8 +1,9 @@
 """Running statistics: which statistics cross samples, and the programs that track or replace them.
 
 Training computes them from the batch and hands them out; evaluation is `freeze`: they become
-inputs. Nothing here knows a layer's name: any statistic over N has a running counterpart, nested
-ones too.
+inputs. Where a batch is spread over processes, each takes statistics of its `local` part, which are
+then merged. Nothing here knows a layer's name: any statistic over N has a running counterpart,
+nested ones too.
 """
 
 from __future__ import annotations
@@ -12,7 +13,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from normc.language.axes import Axis
-from normc.program.program import Output, Program, Stat, restrict
+from normc.language.expr import call
+from normc.program.program import Output, Program, Stat, restrict, tensors
+
+Mode = str
+"""Where batch statistics come from: "batch"; "track", the batch, handed out too; "frozen", inputs;
+"local0" computes those of level 0 and nothing else, "local1" those that depend on them, ..."""
+LOCAL = "local"
 
 
 @dataclass(frozen=True)
@@ -64,3 +71,55 @@ def freeze(program: Program, rows: Sequence[Running]) -> Program:
     inputs = (*program.inputs, *(s.var for s in program.stats if s.name in frozen))
     stats = tuple(s for s in program.stats if s.name not in frozen)
     return restrict(Program(inputs, stats, ()), program.outputs)
+
+
+def by_mode(program: Program, rows: Sequence[Running], mode: Mode) -> Program:
+    """The program that a mode computes."""
+    if mode.startswith(LOCAL):
+        return local(program, rows, int(mode.removeprefix(LOCAL)))
+    if mode == "track":
+        return track(program, rows)
+    return freeze(program, rows) if mode == "frozen" else program
+
+
+def levels(program: Program, rows: Sequence[Running]) -> list[list[Running]]:
+    """The running statistics, first those that depend on no other, then those of these, ..."""
+    found = {r.stat: r for r in rows}
+    depth: dict[str, int] = {}  # of every statistic: of how many running ones in a row it reads
+    sorted_rows: dict[int, list[Running]] = {}
+    for stat in program.stats:
+        here = max((depth.get(v.name, 0) for v in tensors([stat.arg])), default=0)
+        if stat.name in found:
+            sorted_rows.setdefault(here, []).append(found[stat.name])
+        depth[stat.name] = here + (stat.name in found)
+    return [sorted_rows[level] for level in sorted(sorted_rows)]
+
+
+def local(program: Program, rows: Sequence[Running], level: int) -> Program:
+    """The statistics of one level over the samples that are here, each with what merging needs.
+
+    Those of the levels before are inputs. Beside a variance goes its mean, beside a maximum or
+    minimum the number of elements that are equal to it.
+    """
+    every = levels(program, rows)
+    known = [r for some in every[:level] for r in some]
+    below = freeze(replace(program, outputs=track(program, rows).outputs), known)
+    stats, outputs = list(below.stats), list[Output]()
+    for r in every[level]:
+        stat = program.stat(r.stat)
+        outputs.append(Output(r.output, r.kept, stat.var))
+        beside = _beside(stat)
+        if beside is not None:
+            stats.append(beside)
+            outputs.append(Output(f"{beside.name}_now", r.kept, beside.var))
+    return restrict(Program(below.inputs, tuple(stats), ()), outputs)
+
+
+def _beside(stat: Stat) -> Stat | None:
+    """What has to be known of a part's statistic, so that it can be merged with others."""
+    if stat.op == "var":
+        return Stat(f"{stat.name}_mean", "mean", stat.over, stat.arg)
+    if stat.op in ("max", "min"):
+        hit = call("where", call("eq", stat.arg, stat.var), 1, 0)
+        return Stat(f"{stat.name}_ties", "sum", stat.over, hit)
+    return None

@@ -16,7 +16,7 @@ import normc
 from normc import config
 from normc.backends import c_compiler, contract
 from normc.formula import Formula
-from normc.ops import op as ops
+from normc.ops import call as calls
 from normc.pipeline import Target, sources
 
 TEXT = "x*sigmoid(x)/group_rms(x)*gamma"
@@ -28,7 +28,7 @@ pytestmark = pytest.mark.cpu
 def forget() -> None:
     """Look for the compiler anew, and build anew."""
     for found in (
-        *(c_compiler.compiler, c_compiler.compiler_version, c_compiler._choice, ops._build),
+        *(c_compiler.compiler, c_compiler.compiler_version, c_compiler._choice, calls.built),
     ):
         found.cache_clear()
 
@@ -117,7 +117,7 @@ def test_one_source_is_a_unit_of_its_own() -> None:
 def test_what_is_in_the_cache_needs_no_compiler(wrapper: Wrapper) -> None:
     runs = wrapper("")
     first = step(normc.compile(TEXT))
-    ops._build.cache_clear()
+    calls.built.cache_clear()
     assert torch.equal(step(normc.compile(TEXT)), first) and len(runs()) == 1
 
 

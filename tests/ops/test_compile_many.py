@@ -16,8 +16,8 @@ import normc
 from normc import config
 from normc.backends import c_compiler, cache
 from normc.errors import FormulaError
-from normc.ops import op as ops
-from normc.ops import target
+from normc.ops import call as calls
+from normc.ops import setting, target
 
 TEXTS = [
     "x*sigmoid(v*x)/group_std(x)*gamma + beta",
@@ -32,7 +32,7 @@ pytestmark = pytest.mark.cpu
 def forget() -> None:
     for found in (
         *(c_compiler.compiler, c_compiler.compiler_version, c_compiler._choice),
-        *(ops._build, target._why_not),
+        *(calls.built, target._why_not),
     ):
         found.cache_clear()
 
@@ -109,7 +109,7 @@ def test_the_first_call_compiles_nothing(optimize: Any, monkeypatch: pytest.Monk
     def never(*_: object) -> None:
         raise AssertionError("built at a call")
 
-    monkeypatch.setattr(ops, "_build", never)
+    monkeypatch.setattr(setting, "kernels", never)
     for op in found:
         given = tensors(op.formula)
         step(op, given, groups=2)
@@ -125,7 +125,7 @@ def test_channels_last_and_forward_alone(monkeypatch: pytest.MonkeyPatch) -> Non
     x, gamma = torch.randn(3, 5, 8), torch.ones(8)
     want = normc.reference(TEXTS[1])(x, channel_dim=-1, gamma=gamma)
     with monkeypatch.context() as patch:
-        patch.setattr(ops, "_build", None)
+        patch.setattr(setting, "kernels", None)
         torch.testing.assert_close(op(x, channel_dim=-1, gamma=gamma), want)
     op(x.requires_grad_(), channel_dim=-1, gamma=gamma).sum().backward()  # compiled now
     assert x.grad is not None

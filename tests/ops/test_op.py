@@ -83,18 +83,6 @@ def test_parameters_may_have_another_dtype_than_x():
     assert y.dtype == torch.float64 and gamma.grad.dtype == torch.float32
 
 
-@pytest.mark.filterwarnings("ignore:.*torch.jit.script:DeprecationWarning")  # torch's own
-def test_transforms_that_are_not_there_yet_refuse():
-    op, x = normc.compile("x/layer_rms(x)"), torch.randn(2, 4, 3)
-    with torch.autograd.forward_ad.dual_level():
-        dual = torch.autograd.forward_ad.make_dual(x, torch.ones_like(x))
-        with pytest.raises(RuntimeError, match="forward mode AD"):
-            op(dual)
-    for transform in (torch.func.vmap(op), torch.func.grad(lambda t: op(t).sum())):
-        with pytest.raises(RuntimeError, match="setup_context"):
-            transform(x[None])
-
-
 WRONG = [
     ("groups that do not divide", dict(groups=3), "groups=3 does not divide the 8 channels"),
     ("no groups", dict(groups=0), "positive whole number"),

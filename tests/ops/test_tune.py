@@ -22,7 +22,7 @@ from normc.backends.settle import MOST_TRIES
 from normc.backends.tile_choice import candidates
 from normc.backends.tiling import SCHEDULES
 from normc.backends.tuned import preferred, show
-from normc.ops import op as ops
+from normc.ops import call as calls
 from normc.ops import rehearsal, stopwatch, tune
 from normc.ops.judge import Expected
 
@@ -60,10 +60,10 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     slow."""
     monkeypatch.setattr(tune, "MOST_TRIES", 1)
     monkeypatch.setattr(triton, "backend", triton.TritonBackend(preferred(candidates)))
-    ops._build.cache_clear()
+    calls.built.cache_clear()
     with config.override(cache_dir=tmp_path / "cache", cache=True, tune=True):
         yield tmp_path / "cache" / "tuned"
-    ops._build.cache_clear()
+    calls.built.cache_clear()
 
 
 @pytest.fixture
@@ -106,7 +106,7 @@ def call(text: str = TEXT, grad: bool = False, **how: Any) -> torch.Tensor:
 
 def fresh(text: str = TEXT, grad: bool = False, **how: Any) -> torch.Tensor:
     """A call as in a new process."""
-    ops._build.cache_clear()
+    calls.built.cache_clear()
     return call(text, grad, **how)
 
 

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from normc.analysis.agreement import LAYOUTS, Case, compare
 from normc.backends import triton
 from normc.backends.tiling import SCHEDULES
-from normc.ops import op
+from normc.ops import call as calls
 from tests.backends.schedules import small
 from tests.properties.formulas import formulas
 
@@ -77,11 +77,11 @@ def test_random_formulas_agree_under_every_schedule(schedule, monkeypatch):
 
     @given(formulas(depth=3), any_case(["float64"]))
     def check(text, case):
-        op._build.cache_clear()  # kernels of another schedule
+        calls.built.cache_clear()  # kernels of another schedule
         agree(text, case, "triton")
 
     some = settings(
         settings(), max_examples=settings().max_examples // 4, report_multiple_bugs=False
     )
     some(check)()
-    op._build.cache_clear()
+    calls.built.cache_clear()

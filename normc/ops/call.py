@@ -1,0 +1,149 @@
+"""Call: the kernels of a recipe for tensors of one kind, and what all calls of that kind share."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from functools import cached_property, lru_cache
+
+import torch
+from torch import Tensor
+
+from normc.backends.contract import Bound
+from normc.backends.memory import result_strides
+from normc.formula import Formula
+from normc.language.axes import FULL
+from normc.language.geometry import Geometry
+from normc.ops.recipe import Recipe
+from normc.pipeline import COTANGENT, Built, Mode, Programs, Steps, Target, build
+
+Tensors = Mapping[str, Tensor]
+
+
+class Call:
+    """Kernels bound to one kind of tensors: shapes, strides and dtypes are found out once."""
+
+    def __init__(
+        self,
+        recipe: Recipe,
+        built: Built,
+        target: Target,
+        geometry: Geometry,
+        given: Tensors,
+        like: Tensor,
+        gradient: bool,
+    ) -> None:
+        self.recipe, self.built, self.target, self.geometry = recipe, built, target, geometry
+        self.inputs = tuple(given)
+        self.names = tuple(recipe.outputs)  # of what comes out
+        self.tracked = len(self.names) - len(recipe.results)
+        self.shape, self.strides = like.shape, result_strides(like.stride(), geometry)
+        self.dtype, self.device = like.dtype, like.device
+        self.bound: dict[str, Bound] = {}
+        self.back = Back(recipe, built.programs)
+        self.kept, self.outputs = self.back.kept, self.back.outputs
+        self.cotangents, self.read = self.back.cotangents, self.back.read
+        self.blank = not self.back.full
+        self.places = self.back.places({name: t.dtype for name, t in given.items()})
+        self.gradient = gradient  # whether some tensor wants one
+
+    def forward(self, given: Tensors, eps: float) -> dict[str, Tensor]:
+        """Run the forward kernels: results and saved statistics by name."""
+        bound = self.bound.get("forward")
+        if bound is None:
+            bound = self.bound["forward"] = self.built.forward.bind(self.geometry, given)
+        return bound(given, eps)
+
+    def backward(self, given: dict[str, Tensor], eps: float) -> tuple[Tensor, ...]:
+        """Run the backward kernels: the outputs of the backward program."""
+        self._lay(given, self.read)
+        if self.blank:  # nothing of x's shape is read, but the gradients take its shape
+            given["x"] = self._room()
+        bound = self.bound.get("backward")
+        if bound is None:
+            assert self.built.backward is not None
+            bound = self.bound["backward"] = self.built.backward.bind(self.geometry, given)
+        done = bound(given, eps)
+        return tuple([done[name] for name in self.outputs])
+
+    def _lay(self, given: dict[str, Tensor], names: Iterable[str]) -> None:
+        """Let cotangents lie in memory as x does, and small ones densely: as kernels are bound."""
+        for name in names:
+            if given[name].shape != self.shape:
+                given[name] = given[name].contiguous()
+            elif given[name].stride() != self.strides:
+                given[name] = self._room().copy_(given[name])
+
+    def _room(self) -> Tensor:
+        dtype, device = self.dtype, self.device
+        return torch.empty_strided(self.shape, self.strides, dtype=dtype, device=device)
+
+
+class Back:
+    """What goes in and out of a recipe's backward, by the programs alone."""
+
+    def __init__(self, recipe: Recipe, found: Programs) -> None:
+        program = found.backward
+        read = {i.name: i.axes for i in program.inputs} if program else {}
+        saved = dict.fromkeys((*recipe.names, *found.results, *found.saved))
+        self.recipe, self.found = recipe, found
+        self.cotangents = tuple(COTANGENT + n for n in found.results)
+        kept = [n for n in saved if n in read]
+        if program and not any(recipe.outputs[n] == FULL for n in found.results):
+            whole = recipe.names[recipe.full]  # no cotangent has x's shape: something must tell it
+            kept = list(dict.fromkeys([*kept, whole]))
+        self.kept = tuple(kept)  # of what forward had or made
+        self.read = tuple(n for n in self.cotangents if n in read)
+        self.full = FULL in read.values()
+        self.outputs = tuple(o.name for o in program.outputs) if program else ()
+
+    @cached_property
+    def passed(self) -> tuple[str, ...]:
+        """The tensors from which backward can be computed, wherever forward was."""
+        return (*self.kept, *self.cotangents)
+
+    @cached_property
+    def whole(self) -> tuple[str, ...]:
+        """Those of them that have x's shape, first the one that gradients lie in memory like."""
+        axes = {**self.recipe.axes, **self.recipe.outputs}
+        axes |= {COTANGENT + n: axes[n] for n in self.found.results}
+        every = [n for n in self.passed if axes.get(n) == FULL]
+        assert self.found.backward is not None
+        read = [i.name for i in self.found.backward.inputs if i.name in every]
+        return tuple(dict.fromkeys([*(n for n in every if n == "x"), *read, *every]))
+
+    def places(
+        self, dtypes: Mapping[str, torch.dtype]
+    ) -> tuple[tuple[int, torch.dtype] | None, ...]:
+        """For each tensor that went in, which output is its gradient, and in which dtype."""
+        gradients = self.found.gradients
+        return tuple(
+            (self.outputs.index(gradients[COTANGENT + name]), dtype)
+            if COTANGENT + name in gradients
+            else None
+            for name, dtype in dtypes.items()
+        )
+
+
+def spread(
+    outs: Sequence[Tensor], places: Iterable[tuple[int, torch.dtype] | None]
+) -> list[Tensor | None]:
+    """Gradients from what backward computes, each once, in the dtypes of their tensors."""
+    return [place and to(outs[place[0]], place[1]) for place in places]
+
+
+def to(tensor: Tensor, dtype: torch.dtype) -> Tensor:
+    """The tensor in a dtype; `Tensor.to` takes longer to find that it has it already."""
+    return tensor if tensor.dtype == dtype else tensor.to(dtype)
+
+
+def kernels(recipe: Recipe, wrt: tuple[str, ...], target: Target) -> Built:
+    """The kernels of a recipe, compiled once."""
+    return built(recipe.formula, wrt, recipe.mode, target, recipe.steps)
+
+
+@lru_cache(maxsize=4096)
+def built(
+    formula: Formula, wrt: tuple[str, ...], mode: Mode, target: Target, steps: Steps
+) -> Built:
+    """Kernels by what they depend on; ``built.cache_clear()`` forgets them."""
+    return build(formula.definition, formula.label, formula.text, wrt, mode, target, steps)
