@@ -119,6 +119,11 @@ def backend() -> str:
     return _value("backend")
 
 
+def scope() -> Mapping[str, Any]:
+    """What `override` has set here: cheap to ask for, where a call depends on it."""
+    return _scope.get()
+
+
 def cache() -> bool:
     """Whether compiled kernels are kept between processes."""
     return _value("cache")

@@ -7,9 +7,11 @@ from __future__ import annotations
 
 import ctypes
 import os
-from collections.abc import Mapping, Sequence
+import struct
+import threading
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import lru_cache, partial
 from typing import Any
 
 import torch
@@ -75,14 +77,40 @@ def _last_cache() -> int:
 class _Frame:
     """What calls with tensors of the same kind and as many threads share."""
 
-    steps: Any  # ctypes array of strides, four per tensor
-    sizes: Any  # ctypes array of N, G, K, S and the lanes of each kernel
-    outs: tuple[tuple[str, tuple[int, ...], tuple[int, ...], torch.dtype], ...]  # shapes, strides
+    steps: bytes  # strides, four per tensor
+    sizes: bytes  # N, G, K, S and the lanes of each kernel
+    outs: tuple[tuple[str, Callable[[], Tensor]], ...]  # what is handed out, and how to allocate it
     room: int  # elements of all that is not handed out
     offsets: tuple[int, ...]  # where each of those begins, in bytes
     stream: bool  # too large for the cache to keep what is stored
 
 
+def _room(like: Tensor) -> Callable[[], Tensor]:
+    """What allocates a tensor like this one, whatever device is torch's default by then."""
+    if like.numel() <= _LITTLE and torch.empty_like(like).stride() == like.stride():
+        return partial(torch.empty_like, like)  # which has less to read than strides and dtype
+    how: dict[str, Any] = {"dtype": like.dtype, "device": like.device}
+    return partial(torch.empty_strided, tuple(like.shape), like.stride(), **how)
+
+
+class _Scratch(threading.local):
+    """Memory for what is not handed out; a little of it is kept, by each thread for itself."""
+
+    def __init__(self, dtype: torch.dtype) -> None:
+        self.dtype = dtype
+        self.kept: Tensor | None = None
+
+    def of(self, size: int) -> Tensor:
+        """Room for so many elements, until the next one is asked for."""
+        if self.kept is not None and self.kept.numel() >= size:
+            return self.kept
+        room = torch.empty(size, dtype=self.dtype, device="cpu")
+        if size <= _LITTLE:
+            self.kept = room
+        return room
+
+
+_LITTLE = 4096  # elements
 _LINE = 64  # bytes; what threads store starts on a line of its own
 
 
@@ -95,7 +123,7 @@ class _Runner:
         self.store = getattr(torch, job.dtype)
         self.real = getattr(torch, job.wide)
         self.inputs = job.plan.program.inputs
-        self.pointers = ctypes.c_void_p * len(arguments(job))
+        self.pack = struct.Struct(f"{len(arguments(job))}P").pack
 
     def __call__(
         self, geometry: Geometry, tensors: Mapping[str, Any], eps: float
@@ -108,7 +136,7 @@ class _Runner:
         names = [i.name for i in self.inputs]
         small = full_input(self.job.plan.program, tensors).numel() < _GRAIN
         frames: dict[int, _Frame] = {}
-        function, pointers, real = self.function, self.pointers, self.real
+        function, pack, scratch = self.function, self.pack, _Scratch(self.real)
 
         def run(tensors: Mapping[str, Any], eps: float) -> dict[str, Any]:
             threads = 1 if small else torch.get_num_threads()
@@ -118,17 +146,14 @@ class _Runner:
             given: list[Tensor] = [tensors[name] for name in names]
             if not direct:
                 given = self._converted(geometry, given)
-            outs = {
-                name: torch.empty_strided(shape, stride, dtype=dtype)
-                for name, shape, stride, dtype in frame.outs
-            }
+            outs = {name: make() for name, make in frame.outs}
             every = [t.data_ptr() for t in given]
             every += [t.data_ptr() for t in outs.values()]
-            if frame.room:
-                room = torch.empty(frame.room, dtype=real)
+            if frame.offsets:
+                room = scratch.of(frame.room)  # a name of its own keeps it until the call is over
                 base = room.data_ptr()
                 every += [base + offset for offset in frame.offsets]
-            function(pointers(*every), frame.steps, frame.sizes, eps, threads, frame.stream)
+            function(pack(*every), frame.steps, frame.sizes, eps, threads, frame.stream)
             return outs
 
         return run
@@ -153,9 +178,9 @@ class _Runner:
                 ends.append(ends[-1] + -(-count * self.real.itemsize // _LINE) * _LINE)
         lanes = sizes(self.job, geometry, threads)
         return _Frame(
-            (ctypes.c_int64 * len(steps))(*steps),
-            (ctypes.c_int64 * len(lanes))(*lanes),
-            tuple((name, tuple(t.shape), t.stride(), t.dtype) for name, t in made.items()),
+            struct.pack(f"{len(steps)}q", *steps),
+            struct.pack(f"{len(lanes)}q", *lanes),
+            tuple((name, _room(t)) for name, t in made.items()),
             ends[-1] // self.real.itemsize,
             tuple(ends[:-1]),
             2 * x.numel() * x.element_size() > _last_cache(),

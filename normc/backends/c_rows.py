@@ -59,23 +59,30 @@ class RowSweeps:
         self.out.close(len(loops))
 
     def staged(self, w: Output, axis: Axis) -> str:
-        return f"{w.name}_stage[{index(axis)} - from]"
+        return f"{w.name}_to[{index(axis)} - from]"
 
     def enter_stage(self, sweep: Sweep, axis: Axis, lines: list[str]) -> None:
-        """Compute a block into the cache first; `put_` then stores it whole lines at a time."""
-        i = index(axis)
+        """Compute a block into the cache first where it is narrowed or stored past the cache,
+        whole lines at a time, by `put_`; else straight into its place."""
+        i, half = index(axis), self.places.half
         self.out.add(f"for (i64 from = 0; from < {axis.name}; from += {_BLOCK}) {{",
                      f"const i64 to = least(from + {_BLOCK}, {axis.name});")  # fmt: skip
-        full = [w for w in sweep.writes if w.axes == FULL]
-        self.out.add(*[f"real {w.name}_stage[{_BLOCK}];" for w in full], "#pragma omp simd")
-        self.out.add(f"for (i64 {i} = from; {i} < to; {i}++) {{", *lines)
+        for name, first in self.firsts(sweep, axis):
+            there = f"{name}_stage" if half else f"stream ? {name}_stage : {first}"
+            self.out.add(f"real {name}_stage[{_BLOCK}];", f"real *const {name}_to = {there};")
+        self.out.add("#pragma omp simd", f"for (i64 {i} = from; {i} < to; {i}++) {{", *lines)
 
     def leave_stage(self, sweep: Sweep, axis: Axis) -> None:
         self.out.close()
-        for w in sweep.writes:
-            if w.axes == FULL:
-                first = re.sub(rf"\b{index(axis)}\]$", "from]", self.places.place(w.var))
-                self.out.add(f"put_(&{first}, {w.name}_stage, to - from, stream);")
+        when = "" if self.places.half else "if (stream) "
+        for name, first in self.firsts(sweep, axis):
+            self.out.add(f"{when}put_({first}, {name}_stage, to - from, stream);")
+
+    def firsts(self, sweep: Sweep, axis: Axis) -> list[tuple[str, str]]:
+        """The full-size outputs, each with the place where the block begins."""
+        full = [w for w in sweep.writes if w.axes == FULL]
+        places = [re.sub(rf"\b{index(axis)}\]$", "from]", self.places.place(w.var)) for w in full]
+        return [(w.name, f"&{place}") for w, place in zip(full, places, strict=True)]
 
     def enter(self, block: Block, grid: list[Axis], loops: list[Axis], simd: bool = False) -> None:
         """Open loops inside the grid, each followed by the temporaries of its level."""
@@ -97,9 +104,12 @@ class RowSweeps:
         out.add("i64 seen = 0;")
         for name, fold in zip(names, sweep.folds, strict=True):
             out.add(*[f"wide {name}_{f.name} = 0;" for f in fold.state.folds])
-        for i, axis in enumerate(cols[:-1]):
-            out.add(loop(axis), *block.lines[len(grid) + 1 + len(rows) + i])
-        size, i = cols[-1].name, index(cols[-1])
+        between = [block.lines[len(grid) + 1 + len(rows) + i] for i in range(len(cols) - 1)]
+        joined = self.join(sweep, cols, between)
+        for i, (axis, lines) in enumerate(zip(cols[:-1], between, strict=True)):
+            outer = joined and i == len(cols) - 2
+            out.add(loop(axis, f"{axis.name}_" if outer else ""), *lines)
+        size, i = f"{cols[-1].name}_" if joined else cols[-1].name, index(cols[-1])
         out.add(f"for (i64 from = 0; from < {size}; from += {_BLOCK}) {{",
                 f"const i64 to = least(from + {_BLOCK}, {size}), n_ = to - from;")  # fmt: skip
         self.fetch(sweep, [*rows, *cols])
@@ -114,6 +124,24 @@ class RowSweeps:
         for name, fold in zip(names, sweep.folds, strict=True):
             out.add(*[finish(p, fold, stat, name, "", "seen") for stat in fold.stats])
         out.close(len(rows))
+
+    def join(self, sweep: Sweep, cols: list[Axis], between: list[list[str]]) -> bool:
+        """Go through channels and positions as one run where nothing is in between: short rows
+        cost more to merge than to fold. What is computed per channel, or kept, needs them apart."""
+        p, order = self.places, self.places.job.plan.order
+        if len(cols) < 2 or tuple(cols[-2:]) != tuple(order[-2:]) or not p.job.unit:
+            return False
+        full = [v for v in sweep.reads if v.axes == FULL and v.name not in p.kept]
+        apart = any(v.axes != FULL and v.axes & (cols[-2] | cols[-1]) for v in sweep.reads)
+        if sweep.keeps or not full or apart or between[-1]:
+            return False
+        far, near = (axis.name for axis in cols[-2:])
+        whole = " && ".join(f"{v.name}_{index(cols[-2])} == {near}" for v in full)
+        self.out.add(
+            f"const int one_run = {whole};",
+            f"const i64 {far}_ = one_run ? 1 : {far}, {near}_ = one_run ? {far}*{near} : {near};",
+        )
+        return True
 
     def fetch(self, sweep: Sweep, loops: list[Axis]) -> None:
         """Fetch the next block from memory where it does not follow this one: no cache foresees it.

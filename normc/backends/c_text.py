@@ -32,10 +32,10 @@ def index(axis: Axis) -> str:
     return str(axis.name).lower()
 
 
-def loop(axis: Axis) -> str:
-    """The head of the loop over an axis."""
+def loop(axis: Axis, size: str = "") -> str:
+    """The head of the loop over an axis, which is as long as it is unless a size is given."""
     i = index(axis)
-    return f"for (i64 {i} = 0; {i} < {axis.name}; {i}++) {{"
+    return f"for (i64 {i} = 0; {i} < {size or axis.name}; {i}++) {{"
 
 
 def threads(instances: str) -> str:

