@@ -2,6 +2,7 @@
 
 from normc.errors import BackendError, CompileError, FormulaError, NormcError, ShapeError
 from normc.formula import Formula, parse, zoo
+from normc.ops.convert import convert_sync_norms
 from normc.ops.dropin import norm_layer
 from normc.ops.layer import Layer
 from normc.ops.many import compile_many
@@ -20,6 +21,7 @@ __all__ = [
     "ShapeError",
     "compile",
     "compile_many",
+    "convert_sync_norms",
     "norm_layer",
     "parse",
     "reference",

@@ -18,7 +18,7 @@ from normc.language.axes import Axis
 from normc.language.definition import Definition
 from normc.program.flatten import flatten_definition
 from normc.program.program import COTANGENT, Program
-from normc.program.running import LOCAL, Mode, Running, by_mode, running
+from normc.program.running import LOCAL, Mode, Running, by_mode, levels, running
 from normc.program.steps import Stage, Step, take
 from normc.program.tidy import tidy
 from normc.schedule.plan import Plan
@@ -103,6 +103,13 @@ def staged(definition: Definition, mode: Mode, steps: Steps) -> tuple[Stage, tup
     source = by_mode(flat, rows, mode)
     results = tuple(o.name for o in (source if mode.startswith(LOCAL) else flat).outputs)
     return Stage(source, results), rows
+
+
+@lru_cache(maxsize=1024)
+def batch_levels(definition: Definition) -> tuple[tuple[Running, ...], ...]:
+    """The statistics that cross samples, those first that depend on no other."""
+    flat = flatten_definition(definition)
+    return tuple(map(tuple, levels(flat, running(flat))))
 
 
 def jobs(label: str, text: str, found: Programs, target: Target) -> list[Job]:

@@ -16,6 +16,7 @@ from normc.language.axes import FULL
 from normc.language.geometry import Geometry
 from normc.ops.recipe import Recipe
 from normc.pipeline import COTANGENT, Built, Mode, Programs, Steps, Target, build
+from normc.program.program import Program
 
 Tensors = Mapping[str, Tensor]
 
@@ -40,6 +41,7 @@ class Call:
         self.shape, self.strides = like.shape, result_strides(like.stride(), geometry)
         self.dtype, self.device = like.dtype, like.device
         self.bound: dict[str, Bound] = {}
+        self.lent = lent(recipe, built.programs.forward)
         self.back = Back(recipe, built.programs)
         self.kept, self.outputs = self.back.kept, self.back.outputs
         self.kept_given = tuple(n for n in self.kept if n in given)  # first of what is kept
@@ -52,6 +54,8 @@ class Call:
 
     def forward(self, given: Tensors, eps: float) -> dict[str, Tensor]:
         """Run the forward kernels: results and saved statistics by name."""
+        if self.lent:
+            given = lend(given, self.lent)
         bound = self.bound.get("forward")
         if bound is None:
             bound = self.bound["forward"] = self.built.forward.bind(self.geometry, given)
@@ -104,11 +108,12 @@ class Back:
         saved = dict.fromkeys((*recipe.names, *found.results, *found.saved))
         self.recipe, self.found = recipe, found
         self.cotangents = tuple(COTANGENT + n for n in found.results)
-        kept = [n for n in saved if n in read]
+        whole = ""  # what tells x's shape, where no cotangent does
         if program and not any(recipe.outputs[n] == FULL for n in found.results):
-            whole = recipe.names[recipe.full]  # no cotangent has x's shape: something must tell it
-            kept = list(dict.fromkeys([*kept, whole]))
-        self.kept = tuple(kept)  # of what forward had or made
+            whole = recipe.names[recipe.full]
+        self.kept = tuple(
+            n for n in saved if n in read or n == whole
+        )  # of what forward had or made
         self.read = tuple(n for n in self.cotangents if n in read)
         self.full = FULL in read.values()
         self.outputs = tuple(o.name for o in program.outputs) if program else ()
@@ -139,6 +144,21 @@ class Back:
             else None
             for name, dtype in dtypes.items()
         )
+
+
+def lent(recipe: Recipe, program: Program) -> str:
+    """The tensor that stands for x where a program reads none of x's shape; empty if one is read.
+
+    Outputs take shape, dtype and memory order from it.
+    """
+    if "x" in recipe.names or any(i.axes == FULL for i in program.inputs):
+        return ""
+    return recipe.names[recipe.full]
+
+
+def lend(given: Tensors, name: str) -> Tensors:
+    """The tensors, with one of them as x too."""
+    return {**given, "x": given[name]}
 
 
 def spread(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -13,7 +13,8 @@ from normc.formula import Formula, parse
 from normc.language.axes import CHANNEL, Axis
 from normc.language.geometry import Geometry, Groups
 from normc.ops.op import Op, Result
-from normc.pipeline import programs
+from normc.ops.sync import apart, synced
+from normc.pipeline import batch_levels, programs
 from normc.program.running import Running
 
 
@@ -23,6 +24,8 @@ class Layer(nn.Module):
     Its parameters carry the formula's names. Statistics over the batch have running buffers,
     updated in training as nn.BatchNorm does (``momentum``, None for a cumulative average; the
     variance unbiased) and used in evaluation; ``track_running_stats=False`` uses the batch in both.
+    With ``sync``, training takes them over the batches of all processes of ``process_group`` (None
+    for all there are), as nn.SyncBatchNorm does.
 
     >>> layer = Layer("x*sigmoid(v*x)/group_std(x)*gamma + beta", 64, groups=8)
     >>> sorted(name for name, _ in layer.named_parameters())
@@ -39,6 +42,8 @@ class Layer(nn.Module):
         momentum: float | None = 0.1,
         channel_dim: int = 1,
         track_running_stats: bool = True,
+        sync: bool = False,
+        process_group: Any = None,
         backend: str = "auto",
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
@@ -50,6 +55,7 @@ class Layer(nn.Module):
         self.eps = eps
         self.momentum = momentum
         self.channel_dim = channel_dim
+        self.sync, self.process_group = sync, process_group
         found = programs(self.formula.definition, ()).running if track_running_stats else ()
         self.running: tuple[Running, ...] = found
         self._results = len(self.formula.definition.results)
@@ -101,14 +107,18 @@ class Layer(nn.Module):
         if not -x.dim() <= dim < x.dim() or x.shape[dim] != self.num_channels or inputs:
             self._check(x, inputs)
         given: Any = {**self._parameters, **inputs} if inputs else self._parameters
-        if not self.running:
+        if self.sync and self.training and apart(self.process_group):
+            results = self._synced(x, given)
+        elif not self.running:
             results = self.op.run(x, given, self.groups, self.eps, dim)
         elif not self.training:
             buffers: Any = {r.stat: self._buffers[r.name] for r in self.running}
             results = self.op.run(x, given, self.groups, self.eps, dim, "frozen", buffers)
         else:
             results = self.op.run(x, given, self.groups, self.eps, dim, "track")
-            self._update(x, results[self._results :])
+            geometry = Geometry.of(x.shape, self.groups, dim)
+            counts = [geometry.count(r.over) for r in self.running]
+            self._update(results[self._results :], counts if x.numel() else [])
         return results[0] if self._results == 1 else results[: self._results]
 
     def _check(self, x: Tensor, inputs: dict[str, Tensor]) -> None:
@@ -122,18 +132,32 @@ class Layer(nn.Module):
         if own:
             raise ShapeError(f"`{min(own)}` is a parameter of the layer; it takes only inputs")
 
-    @torch.no_grad()
-    def _update(self, x: Tensor, now: Sequence[Tensor]) -> None:
-        """One step of the moving averages, as nn.BatchNorm takes it."""
-        seen = self.get_buffer("num_batches_tracked").add_(1)
-        if not x.numel():  # an empty batch counts, as in torch, but has no statistics
-            return
-        rate = 1 / seen.double() if self.momentum is None else self.momentum
+    def _synced(self, x: Tensor, given: Mapping[str, Tensor]) -> tuple[Tensor, ...]:
+        """The results with the statistics of all processes' batches."""
+        rows = batch_levels(self.formula.definition)
         geometry = Geometry.of(x.shape, self.groups, self.channel_dim)
-        for r, value in zip(self.running, now, strict=True):
-            buffer, n = self.get_buffer(r.name), geometry.count(r.over)
-            if r.unbiased and n > 1:
-                value = value * (n / (n - 1))
+
+        def run(mode: str, known: Mapping[str, Tensor]) -> tuple[Tensor, ...]:
+            return self.op.run(x, given, self.groups, self.eps, self.channel_dim, mode, known)
+
+        found = synced(rows, run, lambda r: geometry.count(r.over), self.process_group)
+        if self.running:
+            counts = [found.counts[r.stat] for r in self.running]
+            self._update([found.statistics[r.stat] for r in self.running], counts)
+        return found.results
+
+    @torch.no_grad()
+    def _update(self, now: Sequence[Tensor], counts: Sequence[int | Tensor]) -> None:
+        """One step of the moving averages, as nn.BatchNorm takes it; ``counts`` are of elements.
+
+        An empty batch, which has no counts, is one more batch and no more than that, as in torch.
+        """
+        seen = self.get_buffer("num_batches_tracked").add_(1)
+        rate = 1 / seen.double() if self.momentum is None else self.momentum
+        for r, value, n in zip(self.running, now, counts, strict=False):
+            buffer = self.get_buffer(r.name)
+            if r.unbiased:
+                value = value * _unbiased(n)
             buffer.copy_(rate * value + (1 - rate) * buffer)  # in the dtype of statistics
 
     def extra_repr(self) -> str:
@@ -142,5 +166,12 @@ class Layer(nn.Module):
         return (
             f"{self.formula.text!r}, {self.num_channels}, groups={self.groups}, eps={self.eps}, "
             f"momentum={self.momentum}, channel_dim={self.channel_dim}, "
-            f"track_running_stats={bool(self.running)}{chosen}"
+            f"track_running_stats={bool(self.running)}{', sync=True' * self.sync}{chosen}"
         )
+
+
+def _unbiased(n: int | Tensor) -> float | Tensor:
+    """n/(n - 1), and 1 for one element, whose variance has no unbiased estimate."""
+    if isinstance(n, Tensor):
+        return torch.where(n > 1, n / (n - 1), 1.0)
+    return n / (n - 1) if n > 1 else 1.0

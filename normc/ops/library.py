@@ -21,7 +21,7 @@ from normc.backends.memory import full_input, walkable
 from normc.language.axes import FULL, Axis
 from normc.language.geometry import Geometry
 from normc.ops.batching import Batched, one_by_one
-from normc.ops.call import Back, spread
+from normc.ops.call import Back, lend, lent, spread
 from normc.ops.recipe import read
 from normc.ops.setting import Setting, wanted
 
@@ -75,7 +75,8 @@ def _fake_forward(tensors: list[Tensor], *options: Any) -> list[Tensor]:
     setting = setting_of(recipe, groups, channel_dim)
     geometry, names = setting.checked(tensors), setting.recipe.names
     found = setting.recipe.programs(tuple(wrt.split()))
-    like = full_input(found.forward, dict(zip(names, tensors, strict=True)))
+    given, name = dict(zip(names, tensors, strict=True)), lent(setting.recipe, found.forward)
+    like = full_input(found.forward, lend(given, name) if name else given)
     stats = {s.name: s.kept for s in found.forward.stats}
     saved = [_statistic(stats[name], geometry, like) for name in found.saved]
     return [*(_room(o.axes, geometry, like) for o in found.source.outputs), *saved]
