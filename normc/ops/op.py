@@ -16,6 +16,7 @@ from normc.formula import Formula, parse
 from normc.language.axes import FULL
 from normc.language.geometry import Groups
 from normc.ops.call import Call
+from normc.ops.cost import Costs, announce, costs
 from normc.ops.doors import Autograd, enter, foreign, transformed, watched
 from normc.ops.explain import explain
 from normc.ops.recipe import Recipe
@@ -38,6 +39,7 @@ class Op:
         self.backend = backend
         if backend != "auto":
             contract.find(backend)
+        announce()
         self._full = [i.name for i in formula.inputs if i.axes == FULL]
         self._calls: dict[Any, tuple[Setting, Call]] = {}
         self._settings: dict[Any, Setting] = {}
@@ -162,6 +164,13 @@ class Op:
     def explain(self, x: Tensor, groups: Groups = "auto", channel_dim: int = 1) -> str:
         """The programs and plans for tensors like x, and the bytes each plan moves."""
         return explain(self.formula, x, groups, channel_dim, self.backend)
+
+    def cost(self, x: Tensor, groups: Groups = "auto", channel_dim: int = 1) -> Costs:
+        """The operations and bytes of forward and backward for tensors like x.
+
+        `torch.utils.flop_counter.FlopCounterMode` counts the same operations where it sees them.
+        """
+        return costs(self.formula, x, groups, channel_dim, self.backend)
 
     def export(self, path: str | os.PathLike[str]) -> Path:
         """Write one Python file that computes the formula without normc; returns its path.

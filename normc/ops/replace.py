@@ -56,7 +56,7 @@ def replace_norms(
     over one dimension, which is the last one (dimension 1 if the class is named ``...2d``, as
     LayerNorm2d of torchvision and timm), and their subclasses. ``formula`` is a formula, its text,
     or a name in the zoo. None for ``eps`` and ``momentum``, and "auto" for ``groups``, keep what
-    the norm has. The statistics of a layer in place of SyncBatchNorm are those of its own process.
+    the norm has. A layer in place of SyncBatchNorm takes its statistics over all processes, too.
 
     weight is copied to a ``gamma`` that starts at 1, bias to a ``beta`` that starts at 0, and
     BatchNorm's running mean and variance to those of x in the formula. Other parameters start where
@@ -167,6 +167,8 @@ def _layer(norm: nn.Module, model: nn.Module, how: _Settings) -> Layer:
         momentum=momentum,
         channel_dim=-1 if last else 1,
         track_running_stats=not isinstance(norm, _BatchNorm) or norm.track_running_stats,
+        sync=isinstance(norm, nn.SyncBatchNorm),
+        process_group=getattr(norm, "process_group", None),
         device=like.device,
         dtype=like.dtype,
     )
