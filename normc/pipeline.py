@@ -17,7 +17,7 @@ from normc.backends.contract import Backend, Job, Run, Source
 from normc.language.axes import Axis
 from normc.language.definition import Definition
 from normc.program.flatten import flatten_definition
-from normc.program.program import COTANGENT, Program
+from normc.program.program import COTANGENT, Program, distinct
 from normc.program.running import LOCAL, Mode, Running, by_mode, levels, running
 from normc.program.steps import Stage, Step, take
 from normc.program.tidy import tidy
@@ -96,11 +96,13 @@ def programs(
 def staged(definition: Definition, mode: Mode, steps: Steps) -> tuple[Stage, tuple[Running, ...]]:
     """What a formula computes after ``steps``, and the running statistics of its mode."""
     if steps:
-        stage, rows = staged(definition, mode, steps[:-1])
-        return take(stage, steps[-1]), rows
+        before, rows = staged(definition, mode, steps[:-1])
+        stage = take(before, steps[-1])
+        distinct(stage.source)
+        return stage, rows
     flat = flatten_definition(definition)
     rows = running(flat)
-    source = by_mode(flat, rows, mode)
+    source = distinct(by_mode(flat, rows, mode))
     results = tuple(o.name for o in (source if mode.startswith(LOCAL) else flat).outputs)
     return Stage(source, results), rows
 

@@ -100,8 +100,8 @@ class Places:
         """The axis along which a tensor surely has stride 1, if there is one."""
         if v.axes == FULL:
             return self.job.plan.order[-1] if self.job.unit else None
-        if v.axes & Axis.S and v.axes & CHANNEL and v.name not in self.stats:
-            return None  # a user's tensor: which of the two is inside depends on channel_dim
+        if v.axes & CHANNEL and v.axes & (Axis.N | Axis.S) and v.name not in self.stats:
+            return None  # a user's tensor: which of its axes is inside depends on channel_dim
         return members(v.axes)[-1] if v.axes else None
 
     def text(self, expr: Expr, spelling: Spelling, known: Mapping[Expr, str], prefix: str) -> str:

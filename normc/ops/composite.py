@@ -7,7 +7,7 @@ float64, as kernels do.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import lru_cache
 
 import torch
@@ -17,7 +17,8 @@ from normc.backends.straight import Line, evaluate, straighten
 from normc.formula import Formula
 from normc.language.axes import ORDER, Axis
 from normc.language.geometry import Geometry, Groups
-from normc.pipeline import Mode, staged
+from normc.ops.setting import Setting
+from normc.pipeline import Mode, Steps, staged
 
 Has = tuple[bool, bool, bool, bool]
 """Which of N, G, K and S a tensor has; the compiler does not trace sets of axes."""
@@ -27,12 +28,20 @@ Tables = tuple[tuple[Line, ...], tuple[tuple[str, Has], ...], tuple[tuple[int, H
 
 
 @lru_cache(maxsize=256)
-def tables(formula: Formula, mode: Mode) -> Tables:
-    """A formula's operations."""
-    source = staged(formula.definition, mode, ())[0].source
+def tables(formula: Formula, mode: Mode, steps: Steps = ()) -> Tables:
+    """The operations of a formula, or of what is derived from it."""
+    source = staged(formula.definition, mode, steps)[0].source
     made = straighten(source)
     inputs = tuple((i.name, _has(i.axes)) for i in source.inputs)
     return made.lines, inputs, tuple((made.places[o.name], _has(o.axes)) for o in source.outputs)
+
+
+def plainly(setting: Setting, eps: float, args: Sequence[Tensor]) -> tuple[Tensor, ...]:
+    """All outputs of a setting by plain torch operations."""
+    recipe, given = setting.recipe, dict(zip(setting.recipe.names, args, strict=True))
+    made = tables(recipe.formula, recipe.mode, recipe.steps)
+    given["x"] = args[recipe.full]  # x, or what has its shape
+    return composite(made, given, setting.groups, setting.channel_dim, eps)
 
 
 def _has(axes: Axis) -> Has:

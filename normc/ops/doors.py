@@ -9,13 +9,13 @@
 
 One Function cannot serve all: torch.library's autograd has no forward mode, of which nothing warns,
 and a Function with forward mode cannot be traced by torch.compile. Doors 1 to 4 run the same
-kernels. `enter` knows the first four; the fifth is `normc.ops.composite`, chosen with the fourth
-in `normc.ops.traced`.
+kernels. `enter` knows the first four; the fifth, `normc.ops.composite`, is chosen with the fourth
+in `normc.ops.traced`, and serves the vmap of older interfaces, too.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -25,6 +25,7 @@ from torch.autograd import forward_ad
 from normc.ops import library
 from normc.ops.batching import Batched
 from normc.ops.call import Call, spread, to
+from normc.ops.composite import plainly
 from normc.ops.setting import Setting, wanted
 
 Outs = tuple[Tensor, ...]
@@ -33,6 +34,8 @@ Outs = tuple[Tensor, ...]
 def enter(setting: Setting, eps: float, args: Sequence[Tensor]) -> Outs:
     """All outputs, through whichever door leads to what is watching; not for a compiler's trace."""
     args = [t.resolve_neg() if t.is_neg() else t for t in args]  # kernels read memory as it is
+    if batched(args):
+        return plainly(setting, eps, args)
     if transformed():
         return Functional.apply(setting, eps, *args)
     if foreign(args):
@@ -73,7 +76,7 @@ class Autograd(torch.autograd.Function):
             ctx.saved_tensors if call.kept else ()
         )  # once freed, they may not be asked for
         given = dict(zip(call.kept, saved, strict=True))
-        if torch.is_grad_enabled():
+        if torch.is_grad_enabled() or transformed() or foreign(grads) or batched(grads):
             wrt = [n for n, place in zip(call.inputs, call.places, strict=True) if place]
             found, args = setting.pulled(wrt, given, grads)
             outs = iter(enter(found, eps, args))
@@ -147,5 +150,14 @@ def watched() -> bool:
     """Whether a mode of torch's dispatcher is active, as in FakeTensorMode or FlopCounterMode."""
     return torch._C._len_torch_dispatch_stack() > 0  # pyright: ignore[reportPrivateUsage]
 
+
+def batched(args: Sequence[Tensor]) -> bool:
+    """Whether the vmap before torch.func is at work, that of ``is_grads_batched``; no Function has
+    a rule for it, so the operations of the program are gone through one by one."""
+    return any(_legacy(t) for t in args)
+
+
+_functorch: Any = getattr(torch._C, "_functorch")  # noqa: B009 - torch's stubs leave it out
+_legacy: Callable[[Tensor], bool] = _functorch.is_legacy_batchedtensor
 
 PLAIN = (Tensor, torch.nn.Parameter)

@@ -91,14 +91,16 @@ class Op:
             how = (groups, eps, channel_dim, mode)
             return traced(self.formula, self.backend, given, *how)
         args = tuple(given.values())
+        if transformed() or watched():
+            return enter(self._setting((groups, channel_dim, mode), given), eps, args)
         here = self.backend if self.backend != "auto" else config.scope().get("backend", "auto")
         key = (here, groups, channel_dim, mode, torch.is_grad_enabled(), *given)
         for t in args:
             key += t.shape, t.stride(), t.dtype, t.device, t.requires_grad, type(t), t.is_neg()
         ready = self._calls.get(key)
-        if ready is None or transformed() or watched():
-            setting = self._setting((here, groups, channel_dim, mode), given)
-            if transformed() or foreign(args) or any(t.is_neg() for t in args):
+        if ready is None:
+            setting = self._setting((groups, channel_dim, mode), given)
+            if foreign(args) or any(t.is_neg() for t in args):
                 return enter(setting, eps, args)
             ready = self._calls[key] = setting, self._call(setting, given, eps, not buffers)
         setting, call = ready
@@ -108,8 +110,8 @@ class Op:
         return tuple([done[name] for name in call.names])
 
     def _setting(self, how: tuple[Any, ...], given: Mapping[str, Tensor]) -> Setting:
-        _, groups, channel_dim, mode = how
-        key = (*how, *given)
+        groups, channel_dim, mode = how
+        key = (config.scope().get("backend"), *how, *given)
         if key not in self._settings:
             recipe = Recipe(self.formula, tuple(given), mode, self.backend)
             self._settings[key] = Setting(recipe, groups, channel_dim, self._ready)

@@ -16,10 +16,12 @@ from dataclasses import dataclass, replace
 from functools import cached_property, lru_cache
 from typing import Any, cast
 
+from normc.backends.contract import BACKENDS
 from normc.errors import NormcError
 from normc.formula import Formula
 from normc.language.axes import FULL, Axis
-from normc.pipeline import Mode, Programs, programs, staged
+from normc.pipeline import Mode, Programs, batch_levels, programs, staged
+from normc.program.running import LOCAL
 from normc.program.steps import Kind, Stage, Step, cotangent, past, tangent
 
 
@@ -110,12 +112,33 @@ def read(text: str) -> Recipe:
     mode, backend, name, names, steps = fields
     if not re.fullmatch(r"batch|track|frozen|local\d+", mode):
         raise NormcError(f"a recipe has no mode {mode!r}: expected batch, track, frozen or local")
-    taken = tuple(_step(step) for step in steps.split(";") if step)
-    return Recipe(Formula(formula, name), tuple(names.split()), mode, backend, taken)
+    if backend not in ("auto", *BACKENDS):
+        raise NormcError(f"a recipe's backend is {backend!r}: expected auto, {', '.join(BACKENDS)}")
+    taken = tuple(_step(step) for step in steps.split(";")) if steps else ()
+    recipe = Recipe(Formula(formula, name), tuple(names.split()), mode, backend, taken)
+    _check(recipe)
+    return recipe
 
 
 def _step(text: str) -> Step:
-    kind, *names = text.split()
+    kind, *names = text.split() or [""]
     if kind not in ("vjp", "jvp", "vmap"):
         raise NormcError(f"no step is called {kind!r}: expected vjp, jvp or vmap")
+    if len(names) != len(set(names)) or not (names or kind == "vmap"):
+        raise NormcError(f"a {kind} needs tensors, each once: {text!r}")
     return Step(cast(Any, kind), tuple(names))
+
+
+def _check(recipe: Recipe) -> None:
+    """Raise `NormcError` unless there is what the mode and every step need."""
+    several = len(batch_levels(recipe.formula.definition))
+    level = recipe.mode.removeprefix(LOCAL)
+    if level.isdecimal() and int(level) >= several:
+        raise NormcError(f"the formula has {several} levels of batch statistics: no {recipe.mode}")
+    for i, step in enumerate(recipe.steps):
+        before = replace(recipe, steps=recipe.steps[:i]).stage.source
+        unknown = set(step.names).difference(v.name for v in before.inputs)
+        if unknown and step.kind != "vmap":  # a batch may also vary over what is not read
+            raise NormcError(f"nothing is called `{min(unknown)}` where {step.kind} is taken")
+    if len(recipe.names) != len(set(recipe.names)) or FULL not in recipe.axes.values():
+        raise NormcError(f"a recipe needs tensors, each once, and x: {' '.join(recipe.names)!r}")

@@ -118,6 +118,16 @@ def restrict(program: Program, outputs: Sequence[Output]) -> Program:
     return Program(inputs, tuple(reversed(alive)), tuple(outputs))
 
 
+def distinct(program: Program) -> Program:
+    """The program, if no output is called like an input; else `NormcError` names the tensor."""
+    taken = {i.name for i in program.inputs}.intersection(o.name for o in program.outputs)
+    if taken:
+        raise NormcError(
+            f"`{min(taken)}` is what a program calls a result of its own: rename yours"
+        )
+    return program
+
+
 def verify(program: Program) -> Program:
     """Check the invariants every pass must keep, and return the program."""
     known = {i.name: i.axes for i in program.inputs}
