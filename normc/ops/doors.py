@@ -15,6 +15,7 @@ in `normc.ops.traced`, and serves the vmap of older interfaces, too.
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -157,7 +158,7 @@ def batched(args: Sequence[Tensor]) -> bool:
     return any(_legacy(t) for t in args)
 
 
-_functorch: Any = getattr(torch._C, "_functorch")  # noqa: B009 - torch's stubs leave it out
+_functorch: Any = sys.modules["torch._C._functorch"]  # which torch's stubs leave out
 _legacy: Callable[[Tensor], bool] = _functorch.is_legacy_batchedtensor
 
 PLAIN = (Tensor, torch.nn.Parameter)

@@ -474,6 +474,15 @@ def plans(names):
     return [tuple(Step(kind, names) for kind in kinds) for kinds in some]
 
 
+def can_be_taken(f, mode, steps):
+    """Whether what each step derives by is still read where it is taken."""
+    for i, step in enumerate(steps):
+        read = {v.name for v in staged(f.definition, mode, steps[:i])[0].source.inputs}
+        if step.kind != "vmap" and not read.issuperset(step.names):
+            return False
+    return True
+
+
 @pytest.mark.parametrize("name", ROWS)
 def test_a_recipe_is_read_from_its_text(name):
     f = formula(name)
@@ -481,6 +490,8 @@ def test_a_recipe_is_read_from_its_text(name):
     for mode in modes(f):
         for wrt in combinations(names, 1):
             for steps in plans(wrt):
+                if not can_be_taken(f, mode, steps):
+                    continue
                 one = Recipe(f, names, mode, "c", steps)
                 assert recipe.read(one.text) == one and recipe.read(one.text).text == one.text
     assert recipe.read(Recipe(f, names).text).formula.name == name
