@@ -3,17 +3,22 @@
 A recipe is also a line of text, which stands in graphs that `torch.compile` and `torch.export`
 make, and in files these write. It is parsed like any formula, and never executed:
 
-    recipe ::= mode "|" backend "|" name "|" tensors "|" {step ";"} newline formula
+    recipe ::= edition "|" mode "|" backend "|" name "|" tensors "|" {step ";"} newline formula
     step   ::= ("vjp" | "jvp" | "vmap") tensors
     tensors ::= names, separated by spaces
+
+The edition says by which normc the text was written. Any other reads it; but caches of compiled
+graphs, which hold what forward hands to backward in an order of normc's, take it for another text.
 """
 
 from __future__ import annotations
 
+import hashlib
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property, lru_cache
+from functools import cache, cached_property, lru_cache
+from pathlib import Path
 from typing import Any, cast
 
 from normc.backends.contract import BACKENDS
@@ -92,14 +97,26 @@ class Recipe:
     def text(self) -> str:
         """The recipe as text; `read` is the inverse."""
         steps = ";".join(f"{s.kind} {' '.join(s.names)}" for s in self.steps)
-        return written(self.formula, self.names, self.mode, self.backend, steps)
+        return written(self.formula, self.names, self.mode, self.backend, edition(), steps)
 
 
 def written(
-    formula: Formula, names: Sequence[str], mode: Mode, backend: str, steps: str = ""
+    formula: Formula, names: Sequence[str], mode: Mode, backend: str, made: str, steps: str = ""
 ) -> str:
     """A recipe's text, put together from what can be read off while torch.compile traces."""
-    return f"{mode}|{backend}|{formula.name}|{' '.join(names)}|{steps}\n{formula.text}"
+    fields = f"{made}|{mode}|{backend}|{formula.name}|{' '.join(names)}|{steps}"
+    return f"{fields}\n{formula.text}"
+
+
+@cache
+def edition() -> str:
+    """A name for the code that derives programs: the start of its sha256."""
+    here = Path(__file__).parent.parent
+    files = sorted(f for d in ("language", "program", "ops") for f in here.glob(f"{d}/*.py"))
+    digest = hashlib.sha256()
+    for file in files:
+        digest.update(file.read_bytes())
+    return digest.hexdigest()[:12]
 
 
 @lru_cache(maxsize=4096)
@@ -107,9 +124,9 @@ def read(text: str) -> Recipe:
     """The recipe that a text stands for; `NormcError` or `FormulaError` if it is none."""
     head, _, formula = text.partition("\n")
     fields = head.split("|")
-    if len(fields) != 5:
+    if len(fields) != 6:
         raise NormcError(f"no recipe of normc's: {head[:80]!r}")
-    mode, backend, name, names, steps = fields
+    _, mode, backend, name, names, steps = fields
     if not re.fullmatch(r"batch|track|frozen|local\d+", mode):
         raise NormcError(f"a recipe has no mode {mode!r}: expected batch, track, frozen or local")
     if backend not in ("auto", *BACKENDS):

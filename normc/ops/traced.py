@@ -16,7 +16,7 @@ from normc.formula import Formula, parse
 from normc.language.geometry import Groups
 from normc.ops.composite import Tables, composite, tables
 from normc.ops.doors import transformed
-from normc.ops.recipe import written
+from normc.ops.recipe import edition, written
 from normc.pipeline import Mode, staged
 
 
@@ -37,6 +37,11 @@ def _outputs(text: str, mode: Mode) -> int:
     return len(staged(parse(text).definition, mode, ())[0].source.outputs)
 
 
+@_constant
+def _edition() -> str:
+    return edition()
+
+
 def traced(
     formula: Formula,
     backend: str,
@@ -52,7 +57,7 @@ def traced(
     names = list(given)
     wrt = [n for n in names if given[n].requires_grad] if torch.is_grad_enabled() else []
     many: Any = 0 if groups == "auto" else groups
-    recipe = written(formula, names, mode, backend)
+    recipe = written(formula, names, mode, backend, _edition())
     tensors = [given[n] for n in names]
     outs = torch.ops.normc.forward(tensors, recipe, " ".join(wrt), many, channel_dim, float(eps))
     return tuple(outs[: _outputs(formula.text, mode)])

@@ -18,8 +18,8 @@ from normc.program.program import Output
 from normc.schedule.plan import Kernel, Sweep
 
 
-def keep(kernel: Kernel) -> Kernel:
-    """The kernel with its dear values computed once."""
+def keep(kernel: Kernel, before: int = 0) -> Kernel:
+    """The kernel with its dear values computed once; ``before`` it, others keep as many."""
     sweeps = list(kernel.sweeps)
     inner = FULL & ~kernel.grid
     whole = [i for i, s in enumerate(sweeps) if s.rows | s.cols == inner]
@@ -29,7 +29,8 @@ def keep(kernel: Kernel) -> Kernel:
     first = sweeps[whole[0]]
     for i in whole[1:]:
         cuts = _cuts(first.exprs, sweeps[i].exprs, lambda e: _reads(e, own))
-        kept = [Output(f"kept{len(first.keeps) + j}", FULL, cut) for j, cut in enumerate(cuts)]
+        count = before + len(first.keeps)
+        kept = [Output(f"kept{count + j}", FULL, cut) for j, cut in enumerate(cuts)]
         first = replace(first, keeps=(*first.keeps, *kept))
         sweeps[i] = _reading(sweeps[i], kept)
     sweeps[whole[0]] = first

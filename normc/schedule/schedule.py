@@ -58,7 +58,10 @@ def schedule(
     program = _partial_sums(finer, order, split)
     stages = _stages(program, order, able.carry, split)
     kernels = [_kernel(f"k{i}", stage, order) for i, stage in enumerate(stages)]
-    return Plan(program, tuple(keep(k) if able.keep else k for k in kernels), order)
+    for i, kernel in enumerate(kernels):
+        if able.keep:
+            kernels[i] = keep(kernel, sum(len(k.keeps) for k in kernels[:i]))
+    return Plan(program, tuple(kernels), order)
 
 
 def pointwise_grid(order: tuple[Axis, ...]) -> Axis:

@@ -1,0 +1,150 @@
+"""Screen: what can be said of a layer before anything is trained, at thousands a second.
+
+    blind         what is left without dead nodes does not read x
+    series        a statistic crosses samples, and none may (series S)
+    value         not finite on random input, with parameters at their start or elsewhere
+    constant      the same value everywhere, whatever x is
+    duplicate     equal, in value, to a layer seen before
+    gradient      the gradient of x is not finite, or zero
+
+Values are computed in float64 by plain torch operations on a tensor of a few dozen numbers. Two
+layers are one if they agree there, parameters being random, in six digits.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from normc.language.definition import X
+from normc.language.expr import Expr, Var
+from normc.language.geometry import Geometry
+from normc.language.reductions import EPS
+from normc.reference import evaluate, view
+from normc.search.genome import Genome, crosses_samples, reads_input
+from normc.search.space import Space
+
+Series = Literal["B", "S"]
+"""B: statistics may cross samples; S: none of a layer's may, once its dead nodes are gone."""
+
+STAGES = ("blind", "series", "value", "constant", "duplicate", "gradient")
+GEOMETRY = Geometry.of((4, 6, 2, 3), 2)
+DIGITS = 6
+
+
+@dataclass(frozen=True)
+class Screened:
+    """What became of a genome: the stage that rejected it, or none."""
+
+    genome: Genome
+    expr: Expr
+    rejected: str  # by which stage; empty if it passed
+    fingerprint: str = ""  # of its values, for those that have any
+
+
+@dataclass
+class Screen:
+    """Judges genomes one after the other, and counts; remembers the fingerprints of what passed."""
+
+    space: Space
+    series: Series = "B"
+    eps: float = 1e-5
+    seen: set[str] = field(default_factory=set[str])
+    counts: Counter[str] = field(default_factory=Counter[str])
+
+    def __call__(self, genome: Genome) -> Screened:
+        """Judge a genome; equal layers pass once."""
+        found = self.judge(genome)
+        self.counts["screened"] += 1
+        self.counts[found.rejected or "passed"] += 1
+        if not found.rejected:
+            self.seen.add(found.fingerprint)
+        return found
+
+    def judge(self, genome: Genome) -> Screened:
+        """The same, without counting it or remembering it."""
+        expr = genome.expr(self.space)
+        if not reads_input([expr]):
+            return Screened(genome, expr, "blind")
+        if self.series == "S" and crosses_samples(expr):
+            return Screened(genome, expr, "series")
+        return self._values(genome, expr)
+
+    def _values(self, genome: Genome, expr: Expr) -> Screened:
+        with torch.no_grad():
+            (value,) = evaluate([expr], self.probes.elsewhere, GEOMETRY, self.eps)
+        if not bool(value.isfinite().all()):
+            return Screened(genome, expr, "value")
+        if value.numel() == 1 or bool((value == value.flatten()[0]).all()):
+            return Screened(genome, expr, "constant")
+        mark = fingerprint(value)
+        if mark in self.seen:
+            return Screened(genome, expr, "duplicate", mark)
+        return Screened(genome, expr, self._gradient(expr), mark)
+
+    def _gradient(self, expr: Expr) -> str:
+        """How the layer fails where training begins."""
+        (value,) = evaluate([expr], self.probes.start, GEOMETRY, self.eps)
+        if not bool(value.isfinite().all()):
+            return "value"
+        if not value.requires_grad:
+            return "gradient"
+        (grad,) = torch.autograd.grad((value * self.probes.weights).sum(), self.probes.x)
+        return "" if bool(grad.isfinite().all()) and bool(grad.any()) else "gradient"
+
+    @cached_property
+    def probes(self) -> Probes:
+        """The tensors that layers are tried on."""
+        return Probes.of(self.space, self.eps)
+
+
+@dataclass(frozen=True)
+class Probes:
+    """Values for everything a layer reads, always the same."""
+
+    x: Tensor
+    weights: Tensor
+    start: Mapping[Var, Tensor]  # parameters at their start; x wants a gradient
+    elsewhere: Mapping[Var, Tensor]  # parameters somewhere else
+
+    @staticmethod
+    def of(space: Space, eps: float) -> Probes:
+        """Those of a space."""
+        chance = torch.Generator().manual_seed(0)
+
+        def normal(*shape: int) -> Tensor:
+            return torch.randn(shape, generator=chance, dtype=torch.float64)
+
+        sizes = GEOMETRY.sizes()
+        x, weights = normal(*sizes).requires_grad_(), normal(*sizes)
+        common = {EPS: torch.tensor(eps, dtype=torch.float64), X: x}
+        start: dict[Var, Tensor] = dict(common)
+        elsewhere: dict[Var, Tensor] = {**common, X: x.detach()}
+        for name, param in space.params.items():
+            shape = GEOMETRY.shape_of(param.axes)
+            begin = torch.full(shape, space.starts.get(name, param.init), dtype=torch.float64)
+            start[param.var] = view(begin, param.axes, GEOMETRY)
+            other = begin + 0.5 * normal(*shape)
+            elsewhere[param.var] = view(other, param.axes, GEOMETRY)
+        return Probes(x, weights, start, elsewhere)
+
+
+def fingerprint(value: Tensor) -> str:
+    """A name for the values of a layer: equal layers have the same, up to rounding.
+
+    Values are rounded to six digits of the largest; a value that varies over fewer axes is taken
+    as broadcast.
+    """
+    full = value.detach().expand(GEOMETRY.sizes())
+    scale = full.abs().amax()
+    exponent = torch.frexp(scale).exponent
+    rounded = torch.round(torch.ldexp(full, -exponent) * 10**DIGITS).to(torch.int64)
+    data = rounded.numpy().tobytes() + int(exponent).to_bytes(4, "big", signed=True)
+    return hashlib.sha256(data).hexdigest()[:32]
