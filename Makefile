@@ -7,7 +7,7 @@ INSTALLED := .venv/.installed
 export FORMULA ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test check docs fuzz bench
+.PHONY: help install demo test thorough check docs fuzz bench
 
 help:  ## show this list
 	@awk -F ':.*## *' '/^[a-z]+:.*##/ {printf "make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -23,8 +23,11 @@ demo: $(INSTALLED)  ## compile a layer, check it and train with it (FORMULA="x/g
 	$(BIN)/normc demo $${FORMULA:+-- "$$FORMULA"}
 
 test: $(INSTALLED)  ## run every test, cheapest first; those for a GPU are skipped without one
-	$(BIN)/python -m pytest -n 2 -m "not interpret"
+	$(BIN)/python -m pytest -n 2 -m "not interpret and not thorough"
 	TRITON_INTERPRET=1 $(BIN)/python -m pytest -n 2 -m interpret
+
+thorough: $(INSTALLED)  ## run the tests that try the same on more layers
+	$(BIN)/python -m pytest -n 2 -m thorough
 
 check: $(INSTALLED)  ## lint, formatting and types
 	$(BIN)/ruff check .

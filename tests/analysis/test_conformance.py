@@ -24,6 +24,10 @@ FORMULAS = {
     "nested": normc.parse("h = tanh(gamma*x - layer_mean(x)); h/batch_std(h) + beta"),
 }
 INDUCTOR = ("evonorm_b0", "add_rms_norm")
+ALWAYS = (*INDUCTOR, "nested")  # the others come with `make thorough`
+NAMES = [
+    pytest.param(name, marks=() if name in ALWAYS else pytest.mark.thorough) for name in FORMULAS
+]
 COMPILED = [check for check in CHECKS if check.compiled]
 
 
@@ -37,13 +41,13 @@ def checked(checks):
 
 
 @checked([check for check in CHECKS if not check.compiled])
-@pytest.mark.parametrize("name", FORMULAS)
+@pytest.mark.parametrize("name", NAMES)
 def test_a_formula_conforms(name, check):
     check(subject_of(name))
 
 
 @checked(COMPILED)
-@pytest.mark.parametrize("name", [name for name in FORMULAS if name not in INDUCTOR])
+@pytest.mark.parametrize("name", [n for n in NAMES if n.values[0] not in INDUCTOR])
 def test_a_formula_conforms_compiled(name, check):
     check(subject_of(name), "aot_eager")
 

@@ -32,7 +32,7 @@ SLOW = [name for name in normc.zoo if name not in IN_C]
 EVERY = [
     *[(name, "torch") for name in normc.zoo],
     *[(name, "c") for name in IN_C],
-    *[pytest.param(name, "c", marks=pytest.mark.slow) for name in SLOW],
+    *[pytest.param(name, "c", marks=pytest.mark.thorough) for name in SLOW],
 ]
 
 on_backends = pytest.mark.parametrize("backend", BACKENDS)
