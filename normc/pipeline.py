@@ -18,7 +18,7 @@ from normc.language.axes import Axis
 from normc.language.definition import Definition
 from normc.program.flatten import flatten_definition
 from normc.program.program import COTANGENT, Program, distinct
-from normc.program.running import LOCAL, Mode, Running, by_mode, levels, running
+from normc.program.running import LOCAL, Mode, Running, by_mode, levels, running, whole_counts
 from normc.program.steps import Stage, Step, take
 from normc.program.tidy import tidy
 from normc.schedule.plan import Plan
@@ -112,6 +112,12 @@ def batch_levels(definition: Definition) -> tuple[tuple[Running, ...], ...]:
     """The statistics that cross samples, those first that depend on no other."""
     flat = flatten_definition(definition)
     return tuple(map(tuple, levels(flat, running(flat))))
+
+
+@lru_cache(maxsize=1024)
+def batch_counts(definition: Definition) -> dict[str, Axis]:
+    """The numbers of elements over samples that a formula itself reads, as synced programs do."""
+    return whole_counts(flatten_definition(definition))
 
 
 def jobs(label: str, text: str, found: Programs, target: Target) -> list[Job]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from functools import cached_property, lru_cache
+from math import prod
 from typing import Any
 
 import torch
@@ -40,6 +41,7 @@ class Call:
         self.tracked = len(self.names) - len(recipe.results)
         self.shape, self.strides = like.shape, result_strides(like.stride(), geometry)
         self.dtype, self.device = like.dtype, like.device
+        self.empty = prod(like.shape) == 0  # then there is nothing to compute: see `_nothing`
         self.bound: dict[str, Bound] = {}
         self.lent = lent(recipe, built.programs.forward)
         self.back = Back(recipe, built.programs)
@@ -54,6 +56,8 @@ class Call:
 
     def forward(self, given: Tensors, eps: float) -> dict[str, Tensor]:
         """Run the forward kernels: results and saved statistics by name."""
+        if self.empty:
+            return self._nothing(self.built.programs.forward, self.built.programs.saved)
         if self.lent:
             given = lend(given, self.lent)
         bound = self.bound.get("forward")
@@ -63,6 +67,9 @@ class Call:
 
     def backward(self, given: dict[str, Tensor], eps: float) -> tuple[Tensor, ...]:
         """Run the backward kernels: the outputs of the backward program."""
+        if self.empty:
+            assert self.built.programs.backward is not None
+            return tuple(self._nothing(self.built.programs.backward, ()).values())
         self._lay(given, self.read)
         if self.blank:  # nothing of x's shape is read, but the gradients take its shape
             given["x"] = self._room()
@@ -77,6 +84,16 @@ class Call:
             bound = self.bound["backward"] = self.built.backward.bind(self.geometry, given)
         done = bound(given, eps)
         return tuple([done[name] for name in self.outputs])
+
+    def _nothing(self, program: Program, saved: Sequence[str]) -> dict[str, Tensor]:
+        """What comes of no elements, whatever the formula: empty tensors of x's shape, and zeros
+        for statistics and gradients, which are sums over nothing."""
+        wide = torch.float64 if self.dtype == torch.float64 else torch.float32
+        outs = {o.name: self._room() for o in program.outputs if o.axes == FULL}
+        small = {o.name: self.geometry.shape_of(o.axes) for o in program.outputs}
+        small |= {s.name: self.geometry.sizes(s.kept) for s in program.stats if s.name in saved}
+        zeros = {n: torch.zeros(size, dtype=wide, device=self.device) for n, size in small.items()}
+        return {**zeros, **outs}
 
     def _laid(self, given: Tensors) -> list[tuple[str, tuple[int, ...]]]:
         """How what is kept of x's shape lies in memory, which kernels count on."""

@@ -10,11 +10,11 @@ from torch import Tensor, nn
 
 from normc.errors import FormulaError, ShapeError
 from normc.formula import Formula, parse
-from normc.language.axes import CHANNEL, Axis
+from normc.language.axes import CHANNEL, FULL, Axis
 from normc.language.geometry import Geometry, Groups
 from normc.ops.op import Op, Result
-from normc.ops.sync import apart, synced
-from normc.pipeline import batch_levels, programs
+from normc.ops.sync import apart, summed, synced
+from normc.pipeline import batch_counts, batch_levels, programs
 from normc.program.running import Running
 
 
@@ -134,17 +134,29 @@ class Layer(nn.Module):
 
     def _synced(self, x: Tensor, given: Mapping[str, Tensor]) -> tuple[Tensor, ...]:
         """The results with the statistics of all processes' batches."""
-        rows = batch_levels(self.formula.definition)
+        definition, group = self.formula.definition, self.process_group
         geometry = Geometry.of(x.shape, self.groups, self.channel_dim)
+        full = ["x", *(i.name for i in definition.inputs if i.axes == FULL)]
+        half, tensors = x.dtype.itemsize < 4, {"x": x, **given}
+        if half:  # gradients of several kernels are added up: they are rounded once, at the end
+            tensors |= {n: tensors[n].float() for n in full if n in tensors}
+        wide = tensors.pop("x")
 
         def run(mode: str, known: Mapping[str, Tensor]) -> tuple[Tensor, ...]:
-            return self.op.run(x, given, self.groups, self.eps, self.channel_dim, mode, known)
+            return self.op.run(wide, tensors, self.groups, self.eps, self.channel_dim, mode, known)
 
-        found = synced(rows, run, lambda r: geometry.count(r.over), self.process_group)
+        numbers = {n: geometry.count(axes) for n, axes in batch_counts(definition).items()}
+        found = synced(
+            batch_levels(definition),
+            summed(numbers, group, x),
+            run,
+            lambda r: geometry.count(r.over),
+            group,
+        )
         if self.running:
             counts = [found.counts[r.stat] for r in self.running]
             self._update([found.statistics[r.stat] for r in self.running], counts)
-        return found.results
+        return tuple([t.to(x.dtype) for t in found.results]) if half else found.results
 
     @torch.no_grad()
     def _update(self, now: Sequence[Tensor], counts: Sequence[int | Tensor]) -> None:
@@ -158,7 +170,8 @@ class Layer(nn.Module):
             buffer = self.get_buffer(r.name)
             if r.unbiased:
                 value = value * _unbiased(n)
-            buffer.copy_(rate * value + (1 - rate) * buffer)  # in the dtype of statistics
+            mixed = rate * value + (1 - rate) * buffer  # in the dtype of statistics
+            buffer.copy_(torch.where(n > 0, mixed, buffer) if isinstance(n, Tensor) else mixed)
 
     def extra_repr(self) -> str:
         """What recreates the layer, but for dtype and device."""

@@ -127,8 +127,10 @@ def read(text: str) -> Recipe:
     if len(fields) != 6:
         raise NormcError(f"no recipe of normc's: {head[:80]!r}")
     _, mode, backend, name, names, steps = fields
-    if not re.fullmatch(r"batch|track|frozen|local\d+", mode):
-        raise NormcError(f"a recipe has no mode {mode!r}: expected batch, track, frozen or local")
+    if not re.fullmatch(r"batch|track|frozen|synced|local\d+", mode):
+        raise NormcError(
+            f"a recipe has no mode {mode!r}: expected batch, track, frozen, synced or local0, ..."
+        )
     if backend not in ("auto", *BACKENDS):
         raise NormcError(f"a recipe's backend is {backend!r}: expected auto, {', '.join(BACKENDS)}")
     taken = tuple(_step(step) for step in steps.split(";")) if steps else ()

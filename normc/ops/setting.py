@@ -93,8 +93,8 @@ class Setting:
             definition = self.recipe.formula.definition
             given = dict(zip(self.recipe.names, args, strict=True))
             mine = {p.name for p in (*definition.params, *definition.inputs)}
-            frozen = {r.stat for r in self.recipe.programs().running}
-            tensors = {n: t for n, t in given.items() if n in mine or n not in frozen | {"x"}}
+            rest = {"x", *(r.stat for r in self.recipe.programs().running), *self.reads} - mine
+            tensors = {n: t for n, t in given.items() if n not in rest}
             check(definition, given["x"], tensors, self.asked, self.channel_dim)
             missing = [p.name for p in definition.params if p.name not in given]
             if missing:

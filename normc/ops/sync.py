@@ -44,10 +44,17 @@ class Merged:
 
 
 def synced(
-    rows: Sequence[Sequence[Running]], run: Run, count: Callable[[Running], int], group: Any
+    rows: Sequence[Sequence[Running]],
+    numbers: Mapping[str, Tensor],
+    run: Run,
+    count: Callable[[Running], int],
+    group: Any,
 ) -> Merged:
-    """The results of a formula whose batch is spread over the processes of a group."""
-    known: dict[str, Tensor] = {}
+    """The results of a formula whose batch is spread over the processes of a group.
+
+    ``numbers`` are the counts of elements that the formula itself reads, of the whole batch.
+    """
+    known = dict(numbers)
     counts: dict[str, Tensor] = {}
     for level, some in enumerate(rows):
         outs = iter(run(f"local{level}", known))
@@ -59,7 +66,17 @@ def synced(
             every, n = [gathered.pop(0) for _ in own], totals[:, i]
             known[r.stat] = _merge(r.op, every, n).to(own[0].dtype)
             counts[r.stat] = n.sum()
-    return Merged(tuple(run("frozen", known)), known, counts)
+    return Merged(tuple(run("synced", known)), known, counts)
+
+
+def summed(numbers: Mapping[str, int], group: Any, like: Tensor) -> dict[str, Tensor]:
+    """Counts of all processes, each a scalar of the dtype in which statistics are computed."""
+    if not numbers:
+        return {}
+    wide = torch.float64 if like.dtype == torch.float64 else torch.float32
+    total = torch.tensor(list(numbers.values()), dtype=torch.float64, device=like.device)
+    dist.all_reduce(total, group=group)
+    return dict(zip(numbers, total.to(wide), strict=True))
 
 
 # --- exchange ---------------------------------------------------------------------------------

@@ -13,13 +13,15 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from normc.language.axes import Axis
-from normc.language.expr import call
-from normc.program.program import Output, Program, Stat, restrict, tensors
+from normc.language.expr import Expr, Var, call, substitute, var, variables
+from normc.language.reductions import counted
+from normc.program.program import Output, Program, Stat, is_scalar, restrict, tensors
 
 Mode = str
 """Where batch statistics come from: "batch"; "track", the batch, handed out too; "frozen", inputs;
-"local0" computes those of level 0 and nothing else, "local1" those that depend on them, ..."""
-LOCAL = "local"
+"synced", inputs, as is the number of samples of all parts of a batch; "local0" computes the
+statistics of level 0 and nothing else, "local1" those that depend on them, ..."""
+LOCAL, SYNCED = "local", "synced"
 
 
 @dataclass(frozen=True)
@@ -79,7 +81,33 @@ def by_mode(program: Program, rows: Sequence[Running], mode: Mode) -> Program:
         return local(program, rows, int(mode.removeprefix(LOCAL)))
     if mode == "track":
         return track(program, rows)
+    if mode == SYNCED:
+        return _counting(freeze(program, rows))
     return freeze(program, rows) if mode == "frozen" else program
+
+
+def whole_counts(program: Program) -> dict[str, Axis]:
+    """The numbers of elements that depend on how many samples there are, as inputs: what `local`
+    and synced programs call them, and the axes they are counted over."""
+    counts = [v for v in variables(program.exprs) if is_scalar(v.name) and v.name.startswith("|")]
+    return {_counted(v).name: counted(v) for v in counts if counted(v) & Axis.N}
+
+
+def _counted(count: Var) -> Var:
+    return var(f"count_{count.name.strip('|')}")
+
+
+def _counting(program: Program) -> Program:
+    """The program with those numbers as inputs: a part does not know how large the whole is."""
+    counts = [v for v in variables(program.exprs) if is_scalar(v.name) and v.name.startswith("|")]
+    values: dict[Var, Expr] = {v: _counted(v) for v in counts if counted(v) & Axis.N}
+    if not values:
+        return program
+    exprs, split = substitute(program.exprs, values), len(program.stats)
+    stats = [replace(s, arg=e) for s, e in zip(program.stats, exprs[:split], strict=True)]
+    outs = [replace(o, expr=e) for o, e in zip(program.outputs, exprs[split:], strict=True)]
+    inputs = (*program.inputs, *(_counted(v) for v in values))
+    return restrict(Program(inputs, tuple(stats), ()), outs)
 
 
 def levels(program: Program, rows: Sequence[Running]) -> list[list[Running]]:
@@ -112,7 +140,7 @@ def local(program: Program, rows: Sequence[Running], level: int) -> Program:
         if beside is not None:
             stats.append(beside)
             outputs.append(Output(f"{beside.name}_now", r.kept, beside.var))
-    return restrict(Program(below.inputs, tuple(stats), ()), outputs)
+    return _counting(restrict(Program(below.inputs, tuple(stats), ()), outputs))
 
 
 def _beside(stat: Stat) -> Stat | None:

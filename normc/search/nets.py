@@ -5,9 +5,9 @@
     efficientnet  conv1x1 E depthwise3x3 E squeeze-excite conv1x1 A, + skip
 
 E is the layer; A, where the originals have a norm without activation, is its affine transform
-alone, as in the paper (arXiv 2004.02967, figure 4). Each stage but the first halves height and width and
-doubles the channels. A stem convolution goes before, and E, a mean over positions and a linear
-layer behind.
+alone, as in the paper (arXiv 2004.02967, figure 4). Each stage but the first halves height and
+width and doubles the channels. A stem convolution goes before, and E, a mean over positions and a
+linear layer behind.
 """
 
 from __future__ import annotations

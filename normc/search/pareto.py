@@ -1,7 +1,7 @@
 """Pareto: which candidates no other one beats in every score; scores are to be large.
 
-The sorting and the hypervolume are moocore's. A score that is not finite would win there, as nothing
-is larger than NaN, so such a candidate is never on the front, and adds no volume.
+The sorting and the hypervolume are moocore's. A score that is not finite would win there, as
+nothing is larger than NaN, so such a candidate is never on the front, and adds no volume.
 """
 
 from __future__ import annotations
