@@ -67,6 +67,11 @@ class Layer(nn.Module):
         for r in self.running:
             room = torch.empty(self._shape(r), device=device, dtype=dtype)
             self.register_buffer(r.name, room)
+        self.counts = batch_counts(self.formula.definition) if self.running else {}
+        for (
+            name
+        ) in self.counts:  # a formula may itself count the samples: batch_sum(x)/batch_sum(1)
+            self.register_buffer(f"running_{name}", torch.empty((), device=device, dtype=dtype))
         if self.running:
             counter = torch.tensor(0, dtype=torch.long, device=device)
             self.register_buffer("num_batches_tracked", counter)
@@ -92,6 +97,8 @@ class Layer(nn.Module):
         """Put running statistics back to where they start."""
         for r in self.running:
             self.get_buffer(r.name).fill_(r.start)
+        for name in self.counts:
+            self.get_buffer(f"running_{name}").fill_(1.0)
         if self.running:
             self.get_buffer("num_batches_tracked").zero_()
 
@@ -113,12 +120,16 @@ class Layer(nn.Module):
             results = self.op.run(x, given, self.groups, self.eps, dim)
         elif not self.training:
             buffers: Any = {r.stat: self._buffers[r.name] for r in self.running}
-            results = self.op.run(x, given, self.groups, self.eps, dim, "frozen", buffers)
+            for name in self.counts:
+                buffers[name] = self._buffers[f"running_{name}"]
+            mode = "synced" if self.counts else "frozen"
+            results = self.op.run(x, given, self.groups, self.eps, dim, mode, buffers)
         else:
             results = self.op.run(x, given, self.groups, self.eps, dim, "track")
             geometry = Geometry.of(x.shape, self.groups, dim)
-            counts = [geometry.count(r.over) for r in self.running]
-            self._update(results[self._results :], counts if x.numel() else [])
+            counts = [geometry.count(r.over) for r in self.running] if x.numel() else []
+            numbers = {name: geometry.count(axes) for name, axes in self.counts.items()}
+            self._update(results[self._results :], counts, numbers)
         return results[0] if self._results == 1 else results[: self._results]
 
     def _check(self, x: Tensor, inputs: dict[str, Tensor]) -> None:
@@ -155,14 +166,21 @@ class Layer(nn.Module):
         )
         if self.running:
             counts = [found.counts[r.stat] for r in self.running]
-            self._update([found.statistics[r.stat] for r in self.running], counts)
+            now = [found.statistics[r.stat] for r in self.running]
+            self._update(now, counts, {name: found.statistics[name] for name in self.counts})
         return tuple([t.to(x.dtype) for t in found.results]) if half else found.results
 
     @torch.no_grad()
-    def _update(self, now: Sequence[Tensor], counts: Sequence[int | Tensor]) -> None:
-        """One step of the moving averages, as nn.BatchNorm takes it; ``counts`` are of elements.
+    def _update(
+        self,
+        now: Sequence[Tensor],
+        counts: Sequence[int | Tensor],
+        numbers: Mapping[str, int | Tensor],
+    ) -> None:
+        """One step of the moving averages, as nn.BatchNorm takes it.
 
-        An empty batch, which has no counts, is one more batch and no more than that, as in torch.
+        ``counts`` are those of the elements of each statistic, ``numbers`` those that the formula
+        itself reads. An empty batch, which has none, is one more batch and no more, as in torch.
         """
         seen = self.get_buffer("num_batches_tracked").add_(1)
         rate = 1 / seen.double() if self.momentum is None else self.momentum
@@ -171,6 +189,10 @@ class Layer(nn.Module):
             if r.unbiased:
                 value = value * _unbiased(n)
             mixed = rate * value + (1 - rate) * buffer  # in the dtype of statistics
+            buffer.copy_(torch.where(n > 0, mixed, buffer) if isinstance(n, Tensor) else mixed)
+        for name, n in numbers.items() if counts else ():
+            buffer = self.get_buffer(f"running_{name}")
+            mixed = rate * n + (1 - rate) * buffer
             buffer.copy_(torch.where(n > 0, mixed, buffer) if isinstance(n, Tensor) else mixed)
 
     def extra_repr(self) -> str:

@@ -158,3 +158,19 @@ def test_a_statistic_that_varies_over_positions_cannot_be_tracked():
     with pytest.raises(normc.FormulaError, match="track_running_stats=False"):
         normc.Layer("x - mean[n](x)", 3)
     normc.Layer("x - mean[n](x)", 3, track_running_stats=False)(torch.randn(2, 3, 4))
+
+
+def test_a_mean_may_be_written_as_a_sum_by_a_count():
+    """In evaluation the count is that of the training batches, as the sum is."""
+    sums, means = (
+        normc.Layer(f"x - {mean}", 4, momentum=0.5)
+        for mean in ("batch_sum(x)/batch_sum(1)", "batch_mean(x)")
+    )
+    for n in (8, 8, 8):
+        x = torch.randn(n, 4, 3) + 5
+        torch.testing.assert_close(sums(x), means(x))
+    torch.testing.assert_close(sums.running_count_NS / 24, 1 - 0.5**3 * 23 / 24 * torch.ones(()))
+    x = torch.randn(2, 4, 3) + 5
+    found = (x - sums.eval()(x))[0, :, 0]
+    torch.testing.assert_close(found, sums.running_sum / sums.running_count_NS)
+    assert (found - 5).abs().max() < 1
