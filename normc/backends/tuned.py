@@ -145,7 +145,7 @@ def digest(job: Job) -> str:
 @once
 def versions() -> dict[str, str]:
     """What a time was measured with."""
-    return {"normc": version("normc"), "torch": str(torch.__version__), "triton": _triton()}
+    return {"normc": _own(), "torch": str(torch.__version__), "triton": _triton()}
 
 
 def _triton() -> str:
@@ -178,3 +178,11 @@ def show(schedule: Schedule) -> str:
         f"{' '.join(f'{name}={n}' for name, n in c.blocks)} x {c.warps} warps" for c in schedule
     )
     return f"{named(schedule)} {', '.join(each)}"
+
+
+def _own() -> str:
+    """normc's version; a source tree that nothing has installed has none."""
+    try:
+        return version("normc")
+    except PackageNotFoundError:
+        return "source"

@@ -10,7 +10,6 @@ from typing import Literal
 import torch
 
 from normc.backends import contract
-from normc.backends.c_batch import Batches, Unit
 from normc.errors import CompileError, NormcError
 from normc.formula import Formula, parse
 from normc.ops.op import Op
@@ -43,6 +42,8 @@ def compile_many(
     >>> [type(one).__name__ for one in compile_many(["x/channel_rms(x)", "x/rns(x)"])]
     ['Op', 'CompileError']
     """
+    from normc.backends.c_batch import Batches, Unit  # seldom wanted, and what it imports is much
+
     every = list(formulas)
     target = _target(optimize, dtype, channel_dim)
     backend = "tape" if target.backend == "tape" else "auto"

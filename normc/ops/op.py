@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
+from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -16,13 +17,15 @@ from normc.formula import Formula, parse
 from normc.language.axes import FULL
 from normc.language.geometry import Groups
 from normc.ops.call import Call
-from normc.ops.cost import Costs, announce, costs
 from normc.ops.doors import Autograd, enter, foreign, transformed, watched
 from normc.ops.explain import explain
 from normc.ops.recipe import Recipe
 from normc.ops.setting import MOST_CALLS, Ready, Setting, wanted
 from normc.ops.traced import traced
 from normc.pipeline import Built, Mode, Target, sources
+
+if TYPE_CHECKING:
+    from normc.ops.cost import Costs
 
 Result = Tensor | tuple[Tensor, ...]
 
@@ -39,7 +42,7 @@ class Op:
         self.backend = backend
         if backend != "auto":
             contract.find(backend)
-        announce()
+        _announce()
         self._full = [i.name for i in formula.inputs if i.axes == FULL]
         self._calls: dict[Any, tuple[Setting, Call]] = {}
         self._settings: dict[Any, Setting] = {}
@@ -172,6 +175,8 @@ class Op:
 
         `torch.utils.flop_counter.FlopCounterMode` counts the same operations where it sees them.
         """
+        from normc.ops.cost import costs  # seldom wanted
+
         return costs(self.formula, x, groups, channel_dim, self.backend)
 
     def export(self, path: str | os.PathLike[str]) -> Path:
@@ -197,6 +202,14 @@ def compile(formula: Formula | str, backend: str = "auto") -> Op:
     Raises `FormulaError` for a text that is no formula, `BackendError` for an unknown backend.
     """
     return Op(parse(formula) if isinstance(formula, str) else formula, backend)
+
+
+@cache
+def _announce() -> None:
+    """Tell torch's counter of operations of ours, with the first op."""
+    from normc.ops.cost import announce
+
+    announce()
 
 
 _base: Any = super(torch.autograd.Function, Autograd)
