@@ -47,13 +47,14 @@ def test_a_formula_conforms(name, check):
 
 
 @checked(COMPILED)
-@pytest.mark.parametrize("name", [n for n in NAMES if n.values[0] not in INDUCTOR])
+@pytest.mark.parametrize("name", NAMES)
 def test_a_formula_conforms_compiled(name, check):
     check(subject_of(name), "aot_eager")
 
 
 @checked(COMPILED)
 @pytest.mark.parametrize("name", INDUCTOR)
+@pytest.mark.thorough  # the page of the documentation is made with Inductor, for all of them
 @pytest.mark.skipif(not shutil.which("g++"), reason="Inductor needs g++")
 def test_a_formula_conforms_compiled_by_inductor(name, check):
     check(subject_of(name), "inductor")
