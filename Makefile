@@ -22,7 +22,7 @@ $(INSTALLED): pyproject.toml constraints.txt
 demo: $(INSTALLED)  ## compile a layer, check it and train with it (FORMULA="x/group_std(x)" for your own)
 	$(BIN)/normc demo $${FORMULA:+-- "$$FORMULA"}
 
-test: $(INSTALLED)  ## run every test, cheapest first; those for a GPU are skipped without one
+test: $(INSTALLED)  ## run the tests, cheapest first; those for a GPU are skipped without one
 	$(BIN)/python -m pytest -n 2 -m "not interpret and not thorough"
 	TRITON_INTERPRET=1 $(BIN)/python -m pytest -n 2 -m interpret
 

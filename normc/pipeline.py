@@ -1,7 +1,7 @@
 """The table of contents: every stage from text to kernels, in order.
 
-parse . check . flatten . (track | freeze | local) . {vjp | jvp | vmap} . tidy . vjp . tidy . save .
-schedule . render . load
+parse . check . flatten . (track | freeze | synced | local) . {vjp | jvp | vmap} . tidy . vjp .
+tidy . save . schedule . render . load
 """
 
 from __future__ import annotations

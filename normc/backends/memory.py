@@ -16,6 +16,11 @@ from normc.program.program import Program
 Strides = tuple[int, int, int, int]
 
 
+def wide(dtype: torch.dtype) -> torch.dtype:
+    """The dtype in which statistics of tensors of a dtype are computed and kept."""
+    return torch.float64 if dtype == torch.float64 else torch.float32
+
+
 def strides_of(tensor: Tensor, axes: Axis, geometry: Geometry) -> Strides | None:
     """The strides of a user's tensor over (N, G, K, S), 0 for axes it lacks.
 

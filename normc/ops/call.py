@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from normc.backends.contract import Bound
-from normc.backends.memory import result_strides
+from normc.backends.memory import result_strides, wide
 from normc.formula import Formula
 from normc.language.axes import FULL
 from normc.language.geometry import Geometry
@@ -88,11 +88,13 @@ class Call:
     def _nothing(self, program: Program, saved: Sequence[str]) -> dict[str, Tensor]:
         """What comes of no elements, whatever the formula: empty tensors of x's shape, and zeros
         for statistics and gradients, which are sums over nothing."""
-        wide = torch.float64 if self.dtype == torch.float64 else torch.float32
         outs = {o.name: self._room() for o in program.outputs if o.axes == FULL}
         small = {o.name: self.geometry.shape_of(o.axes) for o in program.outputs}
         small |= {s.name: self.geometry.sizes(s.kept) for s in program.stats if s.name in saved}
-        zeros = {n: torch.zeros(size, dtype=wide, device=self.device) for n, size in small.items()}
+        zeros = {
+            n: torch.zeros(size, dtype=wide(self.dtype), device=self.device)
+            for n, size in small.items()
+        }
         return {**zeros, **outs}
 
     def _laid(self, given: Tensors) -> list[tuple[str, tuple[int, ...]]]:

@@ -13,6 +13,7 @@ from functools import lru_cache
 import torch
 from torch import Tensor
 
+from normc.backends.memory import wide
 from normc.backends.straight import Line, evaluate, straighten
 from normc.formula import Formula
 from normc.language.axes import ORDER, Axis
@@ -56,11 +57,11 @@ def composite(
     lines, inputs, outputs = made
     x = given["x"]
     geometry = Geometry.of(x.shape, groups, channel_dim)
-    wide = torch.float64 if x.dtype == torch.float64 else torch.float32
-    known = {name: _view(given[name].to(wide), has, geometry) for name, has in inputs}
+    dtype = wide(x.dtype)
+    known = {name: _view(given[name].to(dtype), has, geometry) for name, has in inputs}
 
     def new(value: float) -> Tensor:
-        return torch.full((1, 1, 1, 1), value, dtype=wide, device=x.device)
+        return torch.full((1, 1, 1, 1), value, dtype=dtype, device=x.device)
 
     values = evaluate(lines, known, (geometry.n, geometry.g, geometry.k, geometry.s), eps, new)
     return tuple([_output(values[i], has, geometry, x) for i, has in outputs])

@@ -14,7 +14,7 @@ from normc.formula import Formula
 from normc.language.geometry import Geometry, Groups
 from normc.ops.call import Back
 from normc.ops.explain import all_jobs, all_programs
-from normc.ops.library import setting_of
+from normc.ops.library import described
 from normc.ops.target import target_of
 from normc.program.program import Program
 from normc.schedule.cost import moved
@@ -63,22 +63,18 @@ def _cost(job: Job, program: Program, geometry: Geometry, itemsize: int) -> Cost
 Shapes = Sequence[Sequence[int]]
 
 
-def _forward(tensors: Shapes, recipe: str, wrt: str, groups: int, channel_dim: int, *_: Any,
-             **__: Any) -> int:  # fmt: skip
-    setting = setting_of(recipe, groups, channel_dim)
+def _forward(tensors: Shapes, *options: Any, **_: Any) -> int:
+    setting, found = described(*options)
     shape = tensors[setting.recipe.full]
-    program = setting.recipe.programs(tuple(wrt.split())).forward
-    return flops(program, Geometry.of(shape, setting.groups, channel_dim))
+    return flops(found.forward, Geometry.of(shape, setting.groups, setting.channel_dim))
 
 
-def _backward(tensors: Shapes, recipe: str, wrt: str, groups: int, channel_dim: int, *_: Any,
-              **__: Any) -> int:  # fmt: skip
-    setting = setting_of(recipe, groups, channel_dim)
-    found = setting.recipe.programs(tuple(wrt.split()))
+def _backward(tensors: Shapes, *options: Any, **_: Any) -> int:
+    setting, found = described(*options)
     back = Back(setting.recipe, found)
     shape = tensors[back.passed.index(back.whole[0])]
     assert found.backward is not None
-    return flops(found.backward, Geometry.of(shape, setting.groups, channel_dim))
+    return flops(found.backward, Geometry.of(shape, setting.groups, setting.channel_dim))
 
 
 @cache

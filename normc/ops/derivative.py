@@ -14,7 +14,7 @@ from normc.pipeline import COTANGENT, programs
 from normc.program.algebra import share
 from normc.program.canonical import canonical
 from normc.program.latex import latex, latex_definition
-from normc.program.program import Program, is_scalar
+from normc.program.program import Program, counts
 
 DECLARATIONS = ("input ", "param ")
 PATIENCE = 5.0
@@ -50,9 +50,8 @@ def derivatives(definition: Definition) -> dict[str, Definition]:
 
 def _resolve(program: Program, values: dict[Var, Expr]) -> None:
     """Add the meaning of a program's counts and statistics, as expressions over inputs."""
-    for v in variables(program.exprs):
-        if is_scalar(v.name) and v.name.startswith("|"):
-            values[v] = reduce("sum", counted(v), const(1))
+    for v in counts(program):
+        values[v] = reduce("sum", counted(v), const(1))
     for stat in program.stats:
         (arg,) = substitute([stat.arg], values)
         values[stat.var] = reduce(stat.op, stat.over, arg)

@@ -73,10 +73,9 @@ class Autograd(torch.autograd.Function):
         call, eps, setting = ctx.how
         if not call.outputs:  # no result depends on what wants a gradient
             return (None,) * (3 + len(call.inputs))
-        saved: tuple[Tensor, ...] = (
-            ctx.saved_tensors if call.kept else ()
-        )  # once freed, they may not be asked for
-        given = dict(zip(call.kept, saved, strict=True))
+        given = dict[str, Tensor]()
+        if call.kept:  # once freed, saved tensors may not be asked for, be they none
+            given.update(zip(call.kept, ctx.saved_tensors, strict=True))
         if torch.is_grad_enabled() or transformed() or foreign(grads) or batched(grads):
             wrt = [n for n, place in zip(call.inputs, call.places, strict=True) if place]
             found, args = setting.pulled(wrt, given, grads)

@@ -68,9 +68,7 @@ class Layer(nn.Module):
             room = torch.empty(self._shape(r), device=device, dtype=dtype)
             self.register_buffer(r.name, room)
         self.counts = batch_counts(self.formula.definition) if self.running else {}
-        for (
-            name
-        ) in self.counts:  # a formula may itself count the samples: batch_sum(x)/batch_sum(1)
+        for name in self.counts:  # the formula itself counts samples: batch_sum(x)/batch_sum(1)
             self.register_buffer(f"running_{name}", torch.empty((), device=device, dtype=dtype))
         if self.running:
             counter = torch.tensor(0, dtype=torch.long, device=device)
@@ -184,15 +182,14 @@ class Layer(nn.Module):
         """
         seen = self.get_buffer("num_batches_tracked").add_(1)
         rate = 1 / seen.double() if self.momentum is None else self.momentum
-        for r, value, n in zip(self.running, now, counts, strict=False):
-            buffer = self.get_buffer(r.name)
-            if r.unbiased:
-                value = value * _unbiased(n)
+        if not counts:
+            return
+        rows = zip(self.running, now, counts, strict=True)
+        fresh = [(r.name, v * _unbiased(n) if r.unbiased else v, n) for r, v, n in rows]
+        fresh += [(f"running_{name}", n, n) for name, n in numbers.items()]
+        for name, value, n in fresh:
+            buffer = self.get_buffer(name)
             mixed = rate * value + (1 - rate) * buffer  # in the dtype of statistics
-            buffer.copy_(torch.where(n > 0, mixed, buffer) if isinstance(n, Tensor) else mixed)
-        for name, n in numbers.items() if counts else ():
-            buffer = self.get_buffer(f"running_{name}")
-            mixed = rate * n + (1 - rate) * buffer
             buffer.copy_(torch.where(n > 0, mixed, buffer) if isinstance(n, Tensor) else mixed)
 
     def extra_repr(self) -> str:

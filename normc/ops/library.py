@@ -17,13 +17,14 @@ from typing import Any, cast
 import torch
 from torch import Tensor
 
-from normc.backends.memory import full_input, walkable
+from normc.backends.memory import full_input, walkable, wide
 from normc.language.axes import FULL, Axis
 from normc.language.geometry import Geometry
 from normc.ops.batching import Batched, one_by_one
 from normc.ops.call import Back, lend, lent, spread
 from normc.ops.recipe import read
 from normc.ops.setting import Setting, wanted
+from normc.pipeline import Programs
 
 _ARGUMENTS = "(Tensor[] tensors, str recipe, str wrt, int groups, int channel_dim, float eps)"
 _TAGS = (torch.Tag.pt2_compliant_tag, torch.Tag.needs_exact_strides)
@@ -38,6 +39,14 @@ Options = tuple[str, str, int, int, float]
 def setting_of(recipe: str, groups: int, channel_dim: int) -> Setting:
     """The setting that an operator's arguments describe."""
     return Setting(read(recipe), groups or "auto", channel_dim)
+
+
+def described(
+    recipe: str, wrt: str, groups: int, channel_dim: int, *_: Any
+) -> tuple[Setting, Programs]:
+    """The setting and the programs that an operator's arguments describe."""
+    setting = setting_of(recipe, groups, channel_dim)
+    return setting, setting.recipe.programs(tuple(wrt.split()))
 
 
 def outputs(setting: Setting, eps: float, args: Sequence[Tensor]) -> tuple[Tensor, ...]:
@@ -71,10 +80,8 @@ def _backward(tensors: list[Tensor], *options: Any) -> list[Tensor]:
 
 
 def _fake_forward(tensors: list[Tensor], *options: Any) -> list[Tensor]:
-    recipe, wrt, groups, channel_dim, _ = cast(Options, options)
-    setting = setting_of(recipe, groups, channel_dim)
+    setting, found = described(*cast(Options, options))
     geometry, names = setting.checked(tensors), setting.recipe.names
-    found = setting.recipe.programs(tuple(wrt.split()))
     given, name = dict(zip(names, tensors, strict=True)), lent(setting.recipe, found.forward)
     like = full_input(found.forward, lend(given, name) if name else given)
     stats = {s.name: s.kept for s in found.forward.stats}
@@ -83,12 +90,10 @@ def _fake_forward(tensors: list[Tensor], *options: Any) -> list[Tensor]:
 
 
 def _fake_backward(tensors: list[Tensor], *options: Any) -> list[Tensor]:
-    recipe, wrt, groups, channel_dim, _ = cast(Options, options)
-    setting = setting_of(recipe, groups, channel_dim)
-    found = setting.recipe.programs(tuple(wrt.split()))
+    setting, found = described(*cast(Options, options))
     back = Back(setting.recipe, found)
     like = dict(zip(back.passed, tensors, strict=True))[back.whole[0]]
-    geometry = Geometry.of(like.shape, setting.groups, channel_dim)
+    geometry = Geometry.of(like.shape, setting.groups, setting.channel_dim)
     assert found.backward is not None
     return [_room(o.axes, geometry, like) for o in found.backward.outputs]
 
@@ -96,16 +101,12 @@ def _fake_backward(tensors: list[Tensor], *options: Any) -> list[Tensor]:
 def _room(axes: Axis, geometry: Geometry, like: Tensor) -> Tensor:
     """An output, as the backends allocate it."""
     if axes != FULL:
-        return like.new_empty(geometry.shape_of(axes), dtype=_wide(like.dtype))
+        return like.new_empty(geometry.shape_of(axes), dtype=wide(like.dtype))
     return torch.empty_like(walkable(torch.empty_like(like), FULL, geometry))
 
 
 def _statistic(kept: Axis, geometry: Geometry, like: Tensor) -> Tensor:
-    return like.new_empty(geometry.sizes(kept), dtype=_wide(like.dtype))
-
-
-def _wide(dtype: torch.dtype) -> torch.dtype:
-    return torch.float64 if dtype == torch.float64 else torch.float32
+    return like.new_empty(geometry.sizes(kept), dtype=wide(like.dtype))
 
 
 # --- how they are differentiated -----------------------------------------------------------------
@@ -113,9 +114,7 @@ def _wide(dtype: torch.dtype) -> torch.dtype:
 
 def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: list[Tensor]) -> None:
     tensors, *options = inputs
-    recipe, wrt, groups, channel_dim, _ = cast(Options, tuple(options))
-    setting = setting_of(recipe, groups, channel_dim)
-    found = setting.recipe.programs(tuple(wrt.split()))
+    setting, found = described(*cast(Options, tuple(options)))
     ctx.options, ctx.setting, ctx.found = options, setting, found
     ctx.dtypes = dict(zip(setting.recipe.names, [t.dtype for t in tensors], strict=True))
     made = dict(zip((*setting.recipe.outputs, *found.saved), output, strict=True))

@@ -22,6 +22,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from normc.backends.memory import wide
 from normc.program.running import Running
 
 
@@ -73,10 +74,9 @@ def summed(numbers: Mapping[str, int], group: Any, like: Tensor) -> dict[str, Te
     """Counts of all processes, each a scalar of the dtype in which statistics are computed."""
     if not numbers:
         return {}
-    wide = torch.float64 if like.dtype == torch.float64 else torch.float32
     total = torch.tensor(list(numbers.values()), dtype=torch.float64, device=like.device)
     dist.all_reduce(total, group=group)
-    return dict(zip(numbers, total.to(wide), strict=True))
+    return dict(zip(numbers, total.to(wide(like.dtype)), strict=True))
 
 
 # --- exchange ---------------------------------------------------------------------------------

@@ -11,13 +11,13 @@ statistics, ``eps`` and counts (``|K S|``, the number of elements over axes) ele
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from functools import lru_cache
 
 from normc.errors import NormcError
 from normc.language.axes import Axis, show
-from normc.language.expr import Expr, Reduce, Var, postorder, var, variables
+from normc.language.expr import Expr, Reduce, Var, postorder, substitute, var, variables
 from normc.language.reductions import EPS, REDUCTIONS, State
 from normc.language.show import show_expr
 
@@ -104,6 +104,19 @@ def tensors(exprs: Iterable[Expr]) -> list[Var]:
 @lru_cache(maxsize=1024)
 def _tensors(expr: Expr) -> tuple[Var, ...]:
     return tuple(v for v in variables([expr]) if not is_scalar(v.name))
+
+
+def counts(program: Program) -> list[Var]:
+    """The numbers of elements that a program reads."""
+    return [v for v in variables(program.exprs) if is_scalar(v.name) and v.name.startswith("|")]
+
+
+def rewritten(program: Program, inputs: Iterable[Var], values: Mapping[Var, Expr]) -> Program:
+    """The program over other inputs, with values in the place of variables."""
+    exprs, split = substitute(program.exprs, values), len(program.stats)
+    stats = [replace(s, arg=e) for s, e in zip(program.stats, exprs[:split], strict=True)]
+    outs = [replace(o, expr=e) for o, e in zip(program.outputs, exprs[split:], strict=True)]
+    return Program(tuple(inputs), tuple(stats), tuple(outs))
 
 
 def restrict(program: Program, outputs: Sequence[Output]) -> Program:

@@ -13,9 +13,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from normc.language.axes import Axis
-from normc.language.expr import Expr, Var, call, substitute, var, variables
+from normc.language.expr import Var, call, var
 from normc.language.reductions import counted
-from normc.program.program import Output, Program, Stat, is_scalar, restrict, tensors
+from normc.program.program import Output, Program, Stat, counts, restrict, rewritten, tensors
 
 Mode = str
 """Where batch statistics come from: "batch"; "track", the batch, handed out too; "frozen", inputs;
@@ -89,8 +89,7 @@ def by_mode(program: Program, rows: Sequence[Running], mode: Mode) -> Program:
 def whole_counts(program: Program) -> dict[str, Axis]:
     """The numbers of elements that depend on how many samples there are, as inputs: what `local`
     and synced programs call them, and the axes they are counted over."""
-    counts = [v for v in variables(program.exprs) if is_scalar(v.name) and v.name.startswith("|")]
-    return {_counted(v).name: counted(v) for v in counts if counted(v) & Axis.N}
+    return {_counted(v).name: counted(v) for v in counts(program) if counted(v) & Axis.N}
 
 
 def _counted(count: Var) -> Var:
@@ -99,15 +98,9 @@ def _counted(count: Var) -> Var:
 
 def _counting(program: Program) -> Program:
     """The program with those numbers as inputs: a part does not know how large the whole is."""
-    counts = [v for v in variables(program.exprs) if is_scalar(v.name) and v.name.startswith("|")]
-    values: dict[Var, Expr] = {v: _counted(v) for v in counts if counted(v) & Axis.N}
-    if not values:
-        return program
-    exprs, split = substitute(program.exprs, values), len(program.stats)
-    stats = [replace(s, arg=e) for s, e in zip(program.stats, exprs[:split], strict=True)]
-    outs = [replace(o, expr=e) for o, e in zip(program.outputs, exprs[split:], strict=True)]
-    inputs = (*program.inputs, *(_counted(v) for v in values))
-    return restrict(Program(inputs, tuple(stats), ()), outs)
+    values = {v: _counted(v) for v in counts(program) if counted(v) & Axis.N}
+    whole = rewritten(program, (*program.inputs, *values.values()), values)
+    return restrict(whole, whole.outputs)
 
 
 def levels(program: Program, rows: Sequence[Running]) -> list[list[Running]]:

@@ -10,15 +10,15 @@ meets a name of the steps before it.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
 from normc.errors import NormcError
 from normc.language.axes import NONE, Axis
-from normc.language.expr import Expr, Var, const, substitute, var, variables
+from normc.language.expr import Expr, Var, const, substitute, var
 from normc.language.reductions import REDUCTIONS, count, counted
-from normc.program.program import COTANGENT, Output, Program, Stat, is_scalar, restrict
+from normc.program.program import COTANGENT, Output, Program, Stat, counts, restrict, rewritten
 
 Kind = Literal["vjp", "jvp", "vmap"]
 
@@ -109,9 +109,8 @@ def _tangents(stage: Stage, along: Sequence[str]) -> Stage:
     there = _pulled(stage.source, stage.results, along)
     back = _pulled(_reading(there, stage), [o.name for o in there.outputs], _cotangents(stage))
     given = zip(there.outputs, along, strict=True)
-    found = _renamed(
-        back, {var(cotangent(o.name), o.axes): var(tangent(level, n), o.axes) for o, n in given}
-    )
+    names = {var(cotangent(o.name), o.axes): var(tangent(level, n), o.axes) for o, n in given}
+    found = rewritten(back, [names.get(i, i) for i in back.inputs], names)
     outputs = zip(found.outputs, stage.results, strict=True)
     pushed = tuple(replace(o, name=f"push{level + 1}_{name}") for o, name in outputs)
     return Stage(replace(found, outputs=pushed), tuple(o.name for o in pushed), level + 1)
@@ -128,26 +127,13 @@ def _reading(there: Program, stage: Stage) -> Program:
     return replace(there, inputs=(*there.inputs, *(v for v in every if v not in there.inputs)))
 
 
-def _renamed(program: Program, names: Mapping[Var, Var]) -> Program:
-    inputs = tuple(names.get(i, i) for i in program.inputs)
-    exprs = substitute(program.exprs, names)
-    split = len(program.stats)
-    stats = [replace(s, arg=e) for s, e in zip(program.stats, exprs[:split], strict=True)]
-    outs = [replace(o, expr=e) for o, e in zip(program.outputs, exprs[split:], strict=True)]
-    return Program(inputs, tuple(stats), tuple(outs))
-
-
 # --- batches ----------------------------------------------------------------------------------
 
 
 def crosses(program: Program) -> bool:
     """Whether anything depends on which samples are together, or on how many they are."""
     over = any(s.over & Axis.N for s in program.stats)
-    return over or any(counted(v) & Axis.N for v in _counts(program))
-
-
-def _counts(program: Program) -> list[Var]:
-    return [v for v in variables(program.exprs) if is_scalar(v.name) and v.name.startswith("|")]
+    return over or any(counted(v) & Axis.N for v in counts(program))
 
 
 def _batched(stage: Stage, names: Sequence[str]) -> Stage:
@@ -156,7 +142,7 @@ def _batched(stage: Stage, names: Sequence[str]) -> Stage:
     What crosses a single sample crosses nothing, so every statistic loses N.
     """
     program = stage.source
-    values: dict[Var, Expr] = {v: _less(counted(v)) for v in _counts(program)}
+    values: dict[Var, Expr] = {v: _less(counted(v)) for v in counts(program)}
     more = dict.fromkeys(names, Axis.N)
     inputs = [var(i.name, i.axes | more.get(i.name, NONE)) for i in program.inputs]
     values |= dict(zip(program.inputs, inputs, strict=True))

@@ -111,5 +111,5 @@ def crosses_samples(expr: Expr) -> bool:
 
 
 def reads_input(exprs: Sequence[Expr]) -> bool:
-    """Whether x is."""
+    """Whether x is among what is left of layers."""
     return any(isinstance(n, Var) and n.name == "x" for n in postorder(exprs))

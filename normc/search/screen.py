@@ -127,9 +127,9 @@ class Probes:
         common = {EPS: torch.tensor(eps, dtype=torch.float64), X: x}
         start: dict[Var, Tensor] = dict(common)
         elsewhere: dict[Var, Tensor] = {**common, X: x.detach()}
-        for name, param in space.params.items():
+        for param in space.params.values():
             shape = GEOMETRY.shape_of(param.axes)
-            begin = torch.full(shape, space.starts.get(name, param.init), dtype=torch.float64)
+            begin = torch.full(shape, param.init, dtype=torch.float64)
             start[param.var] = view(begin, param.axes, GEOMETRY)
             other = begin + 0.5 * normal(*shape)
             elsewhere[param.var] = view(other, param.axes, GEOMETRY)

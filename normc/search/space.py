@@ -13,7 +13,7 @@ no epsilon of their own: a layer that is not finite is rejected.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from functools import cached_property
 from typing import Any
 
@@ -55,8 +55,6 @@ class Space:
     operations: Mapping[str, str]
     initial: tuple[str, ...] = ("x", "0", "v0", "v1")
     nodes: int = 10
-    affine: str = "gamma + beta"
-    starts: Mapping[str, float] = field(default_factory=lambda: {"v0": 0.0})
 
     def __post_init__(self) -> None:
         if self.nodes < 1:
@@ -92,7 +90,7 @@ class Space:
 
     def data(self) -> dict[str, Any]:
         """The space as JSON holds it; `Space.of` is the inverse."""
-        return {**asdict(self), "operations": dict(self.operations), "starts": dict(self.starts)}
+        return {**asdict(self), "operations": dict(self.operations)}
 
     @staticmethod
     def of(data: Mapping[str, Any]) -> Space:
