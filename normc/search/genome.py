@@ -60,11 +60,11 @@ def read(code: str, space: Space) -> Genome:
     nodes: list[Node] = []
     for place, word in enumerate(code.split(), len(space.initial)):
         name, _, places = word.partition(":")
-        inputs = tuple(int(p) for p in places.split(",") if p.isdecimal())
-        row = space.table.get(name)
-        if row is None or len(inputs) != row.arity or any(i >= place for i in inputs):
+        numbers, row = places.split(","), space.table.get(name)
+        sound = all(p.isascii() and p.isdecimal() and int(p) < place for p in numbers)
+        if row is None or len(numbers) != row.arity or not sound:
             raise NormcError(f"no node of this space: {word!r}")
-        nodes.append(Node(name, inputs))
+        nodes.append(Node(name, tuple(map(int, numbers))))
     if not nodes:
         raise NormcError("a genome needs at least one node")
     return Genome(tuple(nodes))

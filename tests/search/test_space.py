@@ -45,7 +45,20 @@ def test_a_genome_is_read_from_its_code():
         assert read(genome.code, EVONORM) == genome
 
 
-@pytest.mark.parametrize("code", ["", "ADD:0", "ADD:0,4", "FOO:0", "ADD:a,b", "__import__('os'):0"])
+@pytest.mark.parametrize(
+    "code",
+    [
+        "",
+        "ADD:0",
+        "ADD:0,4",
+        "FOO:0",
+        "ADD:a,b",
+        "ADD:0,x,1",
+        "NEG:-1",
+        "NEG:²",
+        "__import__('os'):0",
+    ],
+)
 def test_a_code_that_fits_no_space_is_told(code):
     with pytest.raises(NormcError):
         read(code, EVONORM)
