@@ -13,9 +13,8 @@ no epsilon of their own: a layer that is not finite is rejected.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
 
 from normc.errors import NormcError
 from normc.language.definition import Param
@@ -87,19 +86,6 @@ class Space:
     def operation(self, name: str) -> Operation:
         """The operation of a name."""
         return self.table[name]
-
-    def data(self) -> dict[str, Any]:
-        """The space as JSON holds it; `Space.of` is the inverse."""
-        return {**asdict(self), "operations": dict(self.operations)}
-
-    @staticmethod
-    def of(data: Mapping[str, Any]) -> Space:
-        """The space of such data; `NormcError` for what is none."""
-        try:
-            fields: dict[str, Any] = {**data, "initial": tuple(data["initial"])}
-            return Space(**fields)
-        except (KeyError, TypeError) as error:
-            raise NormcError(f"this is no search space: {error}") from error
 
 
 def _operation(name: str, text: str) -> Operation:

@@ -1,0 +1,161 @@
+"""Evaluate: what a worker does with a candidate, from its text to its scores.
+
+    networks      built with the layer, weights from the seed
+    quality       each trained for the first steps and judged; below the threshold ends it
+    stability     each of the first few, made anew, moved to where gradients are largest
+    training      each trained to the end: the first steps are those of quality
+    objectives    scores
+
+Everything runs on one thread, and follows from text and setting alone.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import torch
+from torch import nn
+
+from normc.errors import NormcError
+from normc.formula import Formula, parse
+from normc.ops.layer import Layer
+from normc.search.data import Images
+from normc.search.nets import Layers, build
+from normc.search.objectives import Objective, Trained, expand
+from normc.search.outcome import Outcome, Status
+from normc.search.setting import Setting
+from normc.search.stability import worst_norm
+from normc.search.training import Training
+
+AFFINE = "x*gamma + beta"
+"""What stands where a network has a norm without activation."""
+
+
+class Rejected(Exception):
+    """A candidate does not go on; with the stage, and why."""
+
+    def __init__(self, status: Status, reason: str) -> None:
+        super().__init__(reason)
+        self.status: Status = status
+
+
+@dataclass
+class Evaluation:
+    """Judges layers, one after the other, under one setting."""
+
+    setting: Setting
+    images: Images
+    objectives: Sequence[Objective] = ()  # those of the setting that are Python objects
+    make: type[nn.Module] = Layer  # what turns a formula into a module
+
+    def __post_init__(self) -> None:
+        self.measures = expand(self.setting, self.objectives)
+        self.affine = parse(AFFINE)
+
+    def __call__(self, text: str) -> Outcome:
+        """The outcome for a formula; errors are outcomes too."""
+        began = time.perf_counter()
+        measures: dict[str, float] = {}
+        try:
+            found = Outcome("ok", scores=self._scores(parse(text), measures))
+        except Rejected as rejected:
+            found = Outcome(rejected.status, str(rejected))
+        except Exception as error:  # of any kind: one candidate's error is not the run's end
+            found = failure(error)
+        return replace(found, measures=measures, seconds=time.perf_counter() - began)
+
+    def _scores(self, formula: Formula, measures: dict[str, float]) -> tuple[float, ...]:
+        """All stages, in order."""
+        how = self.setting
+        trainings = {a: self._training(a, formula) for a in how.architectures}
+        for name, training in trainings.items():
+            measures[f"quality {name}"] = self._quality(name, training)
+        for name in how.architectures[: how.stability.networks]:
+            if how.stability.steps:
+                measures[f"gradient {name}"] = self._stable(name, formula)
+        accuracies: dict[str, float] = {}
+        for name, training in trainings.items():
+            if not training.advance(how.recipe.steps):
+                raise Rejected(
+                    "diverged", f"the loss of {name} is not finite, step {training.done}"
+                )
+            accuracies[name] = training.accuracy()
+        trained = Trained(formula, how, {n: t.net for n, t in trainings.items()}, accuracies)
+        return self._measured(trained)
+
+    def _training(self, name: str, formula: Formula) -> Training:
+        seed = self.setting.evolution.seed
+        return Training(
+            self._net(name, formula), self.images, self.setting.recipe, seed, self.setting.device
+        )
+
+    def _net(self, name: str, formula: Formula) -> nn.Module:
+        how = self.setting
+        options = {"groups": how.groups, "eps": how.eps, "backend": how.backend}
+
+        def layer(channels: int) -> nn.Module:
+            return self.make(formula, channels, **options)
+
+        def affine(channels: int) -> nn.Module:
+            return Layer(self.affine, channels, backend=how.backend)
+
+        shape = self.images.classes, self.images.channels
+        return build(name, Layers(layer, affine), how.scale, *shape, seed=how.evolution.seed)
+
+    def _quality(self, name: str, training: Training) -> float:
+        how = self.setting.quality
+        if not training.advance(how.steps):
+            raise Rejected("quality", f"the loss of {name} is not finite, step {training.done}")
+        found, least = training.accuracy(), how.chance / self.images.classes
+        if found < least:
+            raise Rejected(
+                "quality", f"{name} has {found:.3f} after {how.steps} steps, less than {least:.3f}"
+            )
+        return found
+
+    def _stable(self, name: str, formula: Formula) -> float:
+        how = self.setting.stability
+        training = self._training(name, formula)
+        images, classes = training.batch(how.batch)
+        found = worst_norm(training.net, images, classes, how)
+        if found > how.limit:
+            raise Rejected("stability", f"gradients of {name} reach a norm of {found:.1e}")
+        return found
+
+    def _measured(self, trained: Trained) -> tuple[float, ...]:
+        found: list[float] = []
+        for objective in self.measures:
+            score = float(objective.measure(trained))
+            if not math.isfinite(score):
+                raise Rejected("diverged", f"{objective.name} is {score}")
+            found.append(score)
+        return tuple(found)
+
+
+def failure(error: BaseException) -> Outcome:
+    """The outcome that an error is: memory that is not there, or a failure with its message."""
+    lines = str(error).strip().splitlines()
+    reason = f"{type(error).__name__}: {lines[0] if lines else 'no message'}"[:500]
+    lacking = isinstance(error, MemoryError | torch.OutOfMemoryError)
+    lacking = lacking or "can't allocate memory" in str(error)
+    return Outcome("memory" if lacking else "failed", reason)
+
+
+def one_thread() -> None:
+    """Let this process compute on one thread, and nothing else than the results depend on."""
+    torch.set_num_threads(1)
+
+
+def check(setting: Setting, objectives: Sequence[Objective]) -> None:
+    """Raise `NormcError` for what would fail for every candidate."""
+    from normc.search.nets import ARCHITECTURES
+
+    expand(setting, objectives)
+    for name in setting.architectures:
+        if name not in ARCHITECTURES:
+            raise NormcError(
+                f"no architecture is called `{name}`: there are {', '.join(ARCHITECTURES)}"
+            )

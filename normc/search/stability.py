@@ -1,0 +1,55 @@
+"""Stability: whether weights near by make gradients explode.
+
+The weights are moved to where the norm of the loss' gradient grows fastest, on one small batch: an
+ascent on a first derivative, so the layer is differentiated twice. How the paper (arXiv 2004.02967)
+ascends is not known; here each step changes the weights by a share of their own norm, so that a
+layer cannot pass or fail by the scale of its gradients alone.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from normc.search.setting import Stability
+
+
+def worst_norm(net: nn.Module, images: Tensor, classes: Tensor, how: Stability) -> float:
+    """The largest norm met on the way, infinite if it is not finite; ends above the limit."""
+    net.train()
+    weights = [p for p in net.parameters() if p.requires_grad]
+    worst = 0.0
+    for _ in range(how.steps):
+        grads = torch.autograd.grad(
+            F.cross_entropy(net(images), classes), weights, create_graph=True, allow_unused=True
+        )
+        norm = length([g for g in grads if g is not None])
+        found = float(norm.detach())
+        worst = max(worst, found) if math.isfinite(found) else math.inf
+        if worst > how.limit:
+            break
+        if not norm.requires_grad:  # the loss is linear in the weights
+            break
+        uphill = torch.autograd.grad(norm, weights, allow_unused=True)
+        _move(weights, uphill, how.rate)
+    return worst
+
+
+def length(tensors: list[Tensor]) -> Tensor:
+    """The norm of several tensors taken as one vector."""
+    return torch.stack([t.square().sum() for t in tensors]).sum().sqrt()
+
+
+@torch.no_grad()
+def _move(weights: list[Tensor], uphill: tuple[Tensor | None, ...], rate: float) -> None:
+    """Along a direction, by a share of the weights' own norm; one that is not finite stays out."""
+    known = [(w, u) for w, u in zip(weights, uphill, strict=True) if u is not None]
+    steep = length([u for _, u in known])
+    if not steep.isfinite() or not steep:
+        return
+    size = rate * length(weights) / steep
+    for weight, up in known:
+        weight += size * up
