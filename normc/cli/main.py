@@ -15,6 +15,8 @@ from normc.cli.check import check
 from normc.cli.compile import compile
 from normc.cli.demo import demo
 from normc.cli.doctor import doctor
+from normc.cli.report import report
+from normc.cli.search import rerank, resume, search
 from normc.cli.show import show
 from normc.cli.zoo import zoo
 from normc.errors import NormcError
@@ -60,7 +62,10 @@ def about(
     """Compile normalization layers written as text."""
 
 
-for command in (show, check, bench, compile, zoo, doctor, demo):
+for command in (
+    *(show, check, bench, compile, zoo, doctor, demo),
+    *(search, resume, rerank, report),
+):
     app.command()(command)
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Container, Iterable, Mapping, Sequence
 from functools import cached_property, lru_cache
 from math import prod
 from typing import Any
@@ -17,7 +17,7 @@ from normc.language.axes import FULL
 from normc.language.geometry import Geometry
 from normc.ops.recipe import Recipe
 from normc.pipeline import COTANGENT, Built, Mode, Programs, Steps, Target, build
-from normc.program.program import Program
+from normc.program.program import Output, Program, restrict
 
 Tensors = Mapping[str, Tensor]
 
@@ -118,6 +118,15 @@ class Call:
         return torch.empty_strided(self.shape, self.strides, dtype=dtype, device=device)
 
 
+def _below(found: Programs, read: Container[str]) -> list[str]:
+    """The inputs of the statistics that backward reads: to differentiate it again takes them."""
+    stats = [s for s in found.forward.stats if s.name in found.saved and s.name in read]
+    return [
+        i.name
+        for i in restrict(found.forward, [Output(s.name, s.kept, s.var) for s in stats]).inputs
+    ]
+
+
 class Back:
     """What goes in and out of a recipe's backward, by the programs alone."""
 
@@ -130,9 +139,8 @@ class Back:
         whole = ""  # what tells x's shape, where no cotangent does
         if program and not any(recipe.outputs[n] == FULL for n in found.results):
             whole = recipe.names[recipe.full]
-        self.kept = tuple(
-            n for n in saved if n in read or n == whole
-        )  # of what forward had or made
+        needed = {*read, whole, *(_below(found, read) if program else ())}
+        self.kept = tuple(n for n in saved if n in needed)  # of what forward had or made
         self.read = tuple(n for n in self.cotangents if n in read)
         self.full = FULL in read.values()
         self.outputs = tuple(o.name for o in program.outputs) if program else ()

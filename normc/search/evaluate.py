@@ -79,9 +79,7 @@ class Evaluation:
         accuracies: dict[str, float] = {}
         for name, training in trainings.items():
             if not training.advance(how.recipe.steps):
-                raise Rejected(
-                    "diverged", f"the loss of {name} is not finite, step {training.done}"
-                )
+                raise Rejected("diverged", _infinite(name, training))
             accuracies[name] = training.accuracy()
         trained = Trained(formula, how, {n: t.net for n, t in trainings.items()}, accuracies)
         return self._measured(trained)
@@ -100,7 +98,7 @@ class Evaluation:
             return self.make(formula, channels, **options)
 
         def affine(channels: int) -> nn.Module:
-            return Layer(self.affine, channels, backend=how.backend)
+            return self.make(self.affine, channels, **options)
 
         shape = self.images.classes, self.images.channels
         return build(name, Layers(layer, affine), how.scale, *shape, seed=how.evolution.seed)
@@ -108,7 +106,7 @@ class Evaluation:
     def _quality(self, name: str, training: Training) -> float:
         how = self.setting.quality
         if not training.advance(how.steps):
-            raise Rejected("quality", f"the loss of {name} is not finite, step {training.done}")
+            raise Rejected("quality", _infinite(name, training))
         found, least = training.accuracy(), how.chance / self.images.classes
         if found < least:
             raise Rejected(
@@ -133,6 +131,10 @@ class Evaluation:
                 raise Rejected("diverged", f"{objective.name} is {score}")
             found.append(score)
         return tuple(found)
+
+
+def _infinite(name: str, training: Training) -> str:
+    return f"the loss of {name} is not finite at step {training.done}"
 
 
 def failure(error: BaseException) -> Outcome:

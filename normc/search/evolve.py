@@ -128,8 +128,7 @@ class Study:
 
     def replay(self, candidate: Candidate, scores: Sequence[float] | None, told: bool) -> None:
         """Take over what an earlier run has asked for, and told; in order."""
-        found = self.screen.judge(candidate.genome)
-        self.screen.seen.add(found.fingerprint)
+        self.screen.remember(self.screen.judge(candidate.genome))
         self.screen.counts.update(candidate.screened)
         self.candidates.append(candidate)
         if told:

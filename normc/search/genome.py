@@ -6,12 +6,25 @@ import random
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from hashlib import blake2b
 
 from normc.errors import NormcError
 from normc.language.axes import CHANNEL, Axis
 from normc.language.definition import Definition, Param
-from normc.language.expr import Expr, Reduce, Var, call, postorder, var, variables
+from normc.language.expr import (
+    Call,
+    Const,
+    Expr,
+    Reduce,
+    Var,
+    call,
+    children,
+    postorder,
+    var,
+    variables,
+)
 from normc.language.show import show
+from normc.program.canonical import canonical
 from normc.search.space import Space
 
 
@@ -94,15 +107,51 @@ def mutate(genome: Genome, space: Space, chance: random.Random) -> Genome:
 
 # --- as a formula -------------------------------------------------------------------------------
 
+SYMMETRIC = ("add", "mul", "max", "min")
+"""Functions whose operands may change places."""
+
+PATIENCE = 60.0
+"""Seconds for simplifying: so many that no layer of a search needs them, on no machine, and a graph
+has one text."""
+
 GAMMA, BETA = var("gamma", CHANNEL), var("beta", CHANNEL)
 
 
 def formula(expr: Expr, space: Space) -> str:
-    """A layer as text: the expression, its affine transform, declarations where they are needed."""
+    """A layer as a line of text, simplified: declarations, the expression, its affine transform."""
     whole = call("add", call("mul", expr, GAMMA), BETA)
     names = {v.name for v in variables([whole])}
     params = [p for name, p in space.params.items() if name in names]
-    return show(Definition((whole,), (*params, Param("gamma"), Param("beta", init=0.0))))
+    made = Definition((whole,), (*params, Param("gamma"), Param("beta", init=0.0)))
+    return "; ".join(show(canonical(made, PATIENCE)).splitlines())
+
+
+def form(expr: Expr) -> bytes:
+    """A name for the expression, whatever the order of operands that may change places."""
+    names: dict[Expr, bytes] = {}
+    for node in postorder([expr]):
+        below = [names[child] for child in children(node)]
+        names[node] = blake2b(
+            b"".join([_own(node), *_placed(node, below)]), digest_size=16
+        ).digest()
+    return names[expr]
+
+
+def _placed(node: Expr, below: list[bytes]) -> list[bytes]:
+    return sorted(below) if isinstance(node, Call) and node.fn in SYMMETRIC else below
+
+
+def _own(node: Expr) -> bytes:
+    """What a node is, apart from its operands."""
+    match node:
+        case Const(value):
+            return f"const {value!r}".encode()
+        case Var(name):
+            return f"var {name}".encode()
+        case Call(fn):
+            return f"call {fn}".encode()
+        case Reduce(op, over):
+            return f"reduce {op} {over.value}".encode()
 
 
 def crosses_samples(expr: Expr) -> bool:

@@ -2,9 +2,10 @@
 
     blind         what is left without dead nodes does not read x
     series        a statistic crosses samples, and none may (series S)
+    form          the same expression as a layer that passed, but for the order of operands
     value         not finite on random input, with parameters at their start or elsewhere
     constant      the same value everywhere, whatever x is
-    duplicate     equal, in value, to a layer seen before
+    duplicate     equal, in value, to a layer that passed
     gradient      the gradient of x is not finite, or zero
 
 Values are computed in float64 by plain torch operations on a tensor of a few dozen numbers. Two
@@ -16,7 +17,7 @@ from __future__ import annotations
 import hashlib
 from collections import Counter
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Literal
 
@@ -28,13 +29,13 @@ from normc.language.expr import Expr, Var
 from normc.language.geometry import Geometry
 from normc.language.reductions import EPS
 from normc.reference import evaluate, view
-from normc.search.genome import Genome, crosses_samples, reads_input
+from normc.search.genome import Genome, crosses_samples, form, reads_input
 from normc.search.space import Space
 
 Series = Literal["B", "S"]
 """B: statistics may cross samples; S: none of a layer's may, once its dead nodes are gone."""
 
-STAGES = ("blind", "series", "value", "constant", "duplicate", "gradient")
+STAGES = ("blind", "series", "form", "value", "constant", "duplicate", "gradient")
 GEOMETRY = Geometry.of((4, 6, 2, 3), 2)
 DIGITS = 6
 
@@ -47,16 +48,18 @@ class Screened:
     expr: Expr
     rejected: str  # by which stage; empty if it passed
     fingerprint: str = ""  # of its values, for those that have any
+    form: bytes = b""  # of its expression, for those that read x
 
 
 @dataclass
 class Screen:
-    """Judges genomes one after the other, and counts; remembers the fingerprints of what passed."""
+    """Judges genomes one after the other, and counts; remembers what passed."""
 
     space: Space
     series: Series = "B"
     eps: float = 1e-5
     seen: set[str] = field(default_factory=set[str])
+    forms: set[bytes] = field(default_factory=set[bytes])
     counts: Counter[str] = field(default_factory=Counter[str])
 
     def __call__(self, genome: Genome) -> Screened:
@@ -65,8 +68,13 @@ class Screen:
         self.counts["screened"] += 1
         self.counts[found.rejected or "passed"] += 1
         if not found.rejected:
-            self.seen.add(found.fingerprint)
+            self.remember(found)
         return found
+
+    def remember(self, found: Screened) -> None:
+        """Let layers that equal it be rejected."""
+        self.seen.add(found.fingerprint)
+        self.forms.add(found.form)
 
     def judge(self, genome: Genome) -> Screened:
         """The same, without counting it or remembering it."""
@@ -75,7 +83,10 @@ class Screen:
             return Screened(genome, expr, "blind")
         if self.series == "S" and crosses_samples(expr):
             return Screened(genome, expr, "series")
-        return self._values(genome, expr)
+        name = form(expr)
+        if name in self.forms:
+            return Screened(genome, expr, "form")
+        return replace(self._values(genome, expr), form=name)
 
     def _values(self, genome: Genome, expr: Expr) -> Screened:
         with torch.no_grad():

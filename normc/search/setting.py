@@ -1,7 +1,7 @@
 """Setting: everything that a search depends on, as data that is stored with it.
 
-The same setting gives the same archive, on any number of workers, and after a resume. Objectives and
-data that are Python objects are stored by their names alone, and have to be passed again.
+The same setting gives the same archive, on any number of workers, and after a resume. Objectives
+and data that are Python objects are stored by their names alone, and have to be passed again.
 
 Steps, batches and networks are scaled to small images and two cores. What the paper (arXiv
 2004.02967) does is said where it is known: 100 steps and 20 % for quality, twice what chance gets

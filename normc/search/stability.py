@@ -9,6 +9,7 @@ layer cannot pass or fail by the scale of its gradients alone.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
@@ -26,7 +27,7 @@ def worst_norm(net: nn.Module, images: Tensor, classes: Tensor, how: Stability) 
         grads = torch.autograd.grad(
             F.cross_entropy(net(images), classes), weights, create_graph=True, allow_unused=True
         )
-        norm = length([g for g in grads if g is not None])
+        norm = length(_there(grads))
         found = float(norm.detach())
         worst = max(worst, found) if math.isfinite(found) else math.inf
         if worst > how.limit:
@@ -38,13 +39,17 @@ def worst_norm(net: nn.Module, images: Tensor, classes: Tensor, how: Stability) 
     return worst
 
 
-def length(tensors: list[Tensor]) -> Tensor:
+def _there(tensors: Sequence[Tensor | None]) -> list[Tensor]:
+    return [t for t in tensors if t is not None]
+
+
+def length(tensors: Sequence[Tensor]) -> Tensor:
     """The norm of several tensors taken as one vector."""
     return torch.stack([t.square().sum() for t in tensors]).sum().sqrt()
 
 
 @torch.no_grad()
-def _move(weights: list[Tensor], uphill: tuple[Tensor | None, ...], rate: float) -> None:
+def _move(weights: Sequence[Tensor], uphill: Sequence[Tensor | None], rate: float) -> None:
     """Along a direction, by a share of the weights' own norm; one that is not finite stays out."""
     known = [(w, u) for w, u in zip(weights, uphill, strict=True) if u is not None]
     steep = length([u for _, u in known])

@@ -16,15 +16,16 @@ from __future__ import annotations
 import hashlib
 import json
 import sqlite3
-from collections.abc import Iterator, Mapping
+from collections.abc import Generator, Iterator, Mapping
 from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any
 
 from normc.errors import NormcError
+from normc.language.parse import parse
 from normc.search.archive import Archive, Record
 from normc.search.evolve import Candidate
-from normc.search.genome import formula, read
+from normc.search.genome import read
 from normc.search.outcome import STATUSES, Outcome
 from normc.search.setting import Setting
 from normc.search.space import Space
@@ -191,7 +192,7 @@ class Store:
 
 
 def _connect(path: Path) -> sqlite3.Connection:
-    """A connection in which each statement is a transaction of its own, on the disk when it ends."""
+    """A connection whose statements are transactions of their own, on the disk when they end."""
     with _readable(path):
         connection = sqlite3.connect(path, isolation_level=None, timeout=30)
         connection.execute("PRAGMA journal_mode = WAL")
@@ -202,7 +203,7 @@ def _connect(path: Path) -> sqlite3.Connection:
 
 
 @contextmanager
-def _readable(path: Path) -> Iterator[None]:
+def _readable(path: Path) -> Generator[None]:
     try:
         yield
     except sqlite3.Error as error:
@@ -234,11 +235,10 @@ def _outcome(row: tuple[Any, ...]) -> Outcome:
 
 
 def _candidate(row: tuple[Any, ...], space: Space) -> Candidate:
-    """The candidate of a row; its formula has to be that of its graph."""
+    """The candidate of a row; its formula has to be one, and its graph one of the space."""
     number, graph, text, parent, screened = row
+    parse(text)
     genome = read(graph, space)
-    if formula(genome.expr(space), space) != text:
-        raise NormcError(f"candidate {number} is not what its graph says: {text!r}")
     if parent is not None and not 0 <= parent < number:
         raise NormcError(f"candidate {number} cannot descend from {parent}")
     counts = {str(name): int(count) for name, count in json.loads(screened).items()}

@@ -148,3 +148,27 @@ def second(call, names, every, cotangent):
     gamma = every[names.index("gamma")]
     (grad,) = torch.autograd.grad(y.square().sum(), gamma, create_graph=True)
     return torch.autograd.grad(grad, every, cotangent, materialize_grads=True)
+
+
+@pytest.mark.parametrize("backend", ["torch", "c", "tape"])
+@pytest.mark.parametrize(
+    "text", ["gamma*instance_mean(x) + beta", "gamma*batch_mean(x) - group_rms(x)"]
+)
+def test_backward_may_read_statistics_alone_and_is_differentiated_again(text, backend):
+    """x is read by no gradient of these formulas, but by the gradients of those."""
+    op = normc.compile(text, backend=backend)
+    chance = torch.Generator().manual_seed(0)
+    names = [p.name for p in op.formula.params]
+    x = torch.randn(2, 4, 3, 3, generator=chance, dtype=torch.float64, requires_grad=True)
+    given = {
+        n: torch.randn(4, generator=chance, dtype=torch.float64, requires_grad=True) for n in names
+    }
+
+    def penalty(call):
+        leaves = [x, *given.values()]
+        loss = call(x, groups=2, **given).square().sum()
+        grads = torch.autograd.grad(loss, leaves, create_graph=True)
+        return torch.autograd.grad(sum(g.square().sum() for g in grads), leaves, allow_unused=True)
+
+    for found, want in zip(penalty(op), penalty(normc.reference(text)), strict=True):
+        torch.testing.assert_close(found, want)

@@ -7,7 +7,7 @@ import pytest
 
 from normc.errors import NormcError
 from normc.search.evolve import Evolution, Study
-from normc.search.genome import Genome, Node
+from normc.search.genome import Genome, Node, form
 from normc.search.screen import Screen
 from normc.search.space import EVONORM
 
@@ -47,9 +47,19 @@ def test_equal_layers_pass_once():
     screen = Screen(EVONORM)
     one = made(("ADD", 0, 0), ("TANH", 4))
     same = made(("MUL", 0, 3), ("ADD", 0, 0), ("TANH", 5))
+    equal = made(("NEG", 0), ("NEG", 4), ("ADD", 5, 0), ("TANH", 6))
     other = made(("TANH", 0), ("ADD", 4, 4))
-    assert [screen(g).rejected for g in (one, same, other)] == ["", "duplicate", ""]
-    assert screen.counts == {"screened": 3, "passed": 2, "duplicate": 1}
+    found = [screen(g).rejected for g in (one, same, equal, other)]
+    assert found == ["", "form", "duplicate", ""]
+    assert screen.counts == {"screened": 4, "passed": 2, "form": 1, "duplicate": 1}
+
+
+def test_the_form_of_a_layer_ignores_the_order_of_operands():
+    one = made(("TANH", 0), ("MAX", 0, 4), ("DIV", 5, 0))
+    same = made(("TANH", 0), ("MAX", 4, 0), ("DIV", 5, 0))
+    other = made(("TANH", 0), ("MAX", 0, 4), ("DIV", 0, 5))
+    names = [form(g.expr(EVONORM)) for g in (one, same, other)]
+    assert names[0] == names[1] != names[2]
 
 
 def scores(text):

@@ -1,6 +1,5 @@
 """Spaces and genomes: drawn, changed, read back, and lowered to formulas."""
 
-import json
 import random
 
 import pytest
@@ -79,19 +78,17 @@ def test_every_drawn_layer_is_a_formula():
     for genome in drawn(100):
         expr = genome.expr(EVONORM)
         if reads_input([expr]):
-            assert normc.parse(formula(expr, EVONORM)).params[-1].name in ("gamma", "beta")
+            names = {p.name for p in normc.parse(formula(expr, EVONORM)).params}
+            assert {"gamma", "beta"} <= names <= {"v0", "v1", "gamma", "beta"}
 
 
 def test_another_space_is_data():
     small = Space({"SIN": "sin(a)", "CLIP": "clamp(a, -1, b)"}, ("x", "alpha"), nodes=3)
-    assert Space.of(json.loads(json.dumps(small.data()))) == small
     assert small.operation("CLIP").arity == 2
     with pytest.raises(NormcError, match="reads no node"):
         Space({"ONE": "1 + x"})
     with pytest.raises(normc.FormulaError):
         Space({"BAD": "a +"})
-    with pytest.raises(NormcError, match="no search space"):
-        Space.of({"operations": {"NEG": "-a"}, "initial": ["x"], "colour": 1})
 
 
 def test_what_is_not_finite_is_never_on_the_front():
