@@ -133,5 +133,6 @@ def ranking(archive: Archive, found: Mapping[int, Outcome]) -> Table:
     table.add_column("formula", no_wrap=True, overflow="ellipsis", ratio=1)
     for number, outcome in found.items():
         record = archive.records[number]
-        table.add_row(*_cells(outcome), " ".join(_cells(record.outcome)), Text(record.candidate.text))
+        before = " ".join(_cells(record.outcome))
+        table.add_row(*_cells(outcome), before, Text(record.candidate.text))
     return table

@@ -29,6 +29,9 @@ from normc.search.space import EVONORM, Space
 Rule = Literal["pareto", "average"]
 Strategy = Literal["evolution", "random"]
 
+MOST_MUTANTS = 1_000
+"""Mutants in a row that may be rejected before a random graph is tried in their place."""
+
 MOST_TRIES = 100_000
 """Graphs in a row that may be rejected before a space is taken for empty."""
 
@@ -99,9 +102,11 @@ class Study:
             )
         number = len(self.candidates)
         chance = random.Random(f"{self.evolution.seed}:{number}")
-        parent = self._parent(number, chance)
+        alive = self._ancestors(number, chance)
         before = Counter(self.screen.counts)
-        for _ in range(MOST_TRIES):
+        for tries in range(MOST_TRIES):
+            mutant = alive and tries < MOST_MUTANTS
+            parent = self._winner(alive, chance) if mutant else None
             genome = self._proposed(parent, chance)
             found = self.screen(genome)
             if not found.rejected:
@@ -110,8 +115,6 @@ class Study:
                 made = Candidate(number, genome, text, parent, counts)
                 self.candidates.append(made)
                 return made
-            if parent is not None:
-                parent = self._parent(number, chance)
         raise NormcError(f"none of {MOST_TRIES} graphs in a row is a new layer: widen the space")
 
     def tell(self, number: int, scores: Sequence[float] | None) -> None:
@@ -134,18 +137,21 @@ class Study:
         if told:
             self.tell(candidate.number, scores)
 
-    def _alive(self, number: int) -> list[int]:
-        """The individuals that a candidate may descend from: the most recent that have scores."""
-        known = range(max(0, number - self.evolution.lag + 1))
-        return [n for n in known if self.scores[n] is not None][-self.evolution.window :]
+    def _ancestors(self, number: int, chance: random.Random) -> list[int]:
+        """The most recent individuals with scores, of which one is mutated; none: a random graph.
 
-    def _parent(self, number: int, chance: random.Random) -> int | None:
-        """The winner of a tournament, or None for a random graph."""
+        This is settled once for a candidate: mutants are rejected more often than random graphs
+        are, and would become rarer than `Evolution.fresh` says if each try were free to be either.
+        """
         how = self.evolution
-        alive = self._alive(number)
-        early = number < how.population or how.strategy == "random" or not alive
-        if early or chance.random() < how.fresh:
-            return None
+        if number < how.population or how.strategy == "random" or chance.random() < how.fresh:
+            return []
+        known = range(max(0, number - how.lag + 1))
+        return [n for n in known if self.scores[n] is not None][-how.window :]
+
+    def _winner(self, alive: Sequence[int], chance: random.Random) -> int:
+        """The winner of a tournament."""
+        how = self.evolution
         size = min(len(alive), max(2, round(how.tournament * len(alive))))
         players = sorted(chance.sample(alive, size))
         scores = [s for s in (self.scores[n] for n in players) if s is not None]

@@ -91,7 +91,7 @@ def known_layer(references: Mapping[str, Outcome]) -> str | None:
 def seconds(value: float) -> str:
     """A time in words.
 
-    >>> seconds(4.21), seconds(75), seconds(7300)
+    >>> seconds(4.21), seconds(75), seconds(7330)
     ('4.2 s', '1 min 15 s', '2 h 2 min')
     """
     if value < 60:

@@ -24,7 +24,7 @@ from normc.search.space import EVONORM, Space
 class Recipe:
     """How networks are trained: SGD with Nesterov momentum, as in the paper."""
 
-    steps: int = 300
+    steps: int = 200
     batch: int = 32
     rate: float = 0.05
     momentum: float = 0.9
@@ -85,7 +85,7 @@ class Setting:
     quality: Quality = field(default_factory=Quality)
     stability: Stability = field(default_factory=Stability)
     limits: Limits = field(default_factory=Limits)
-    groups: int | Literal["auto"] = "auto"
+    groups: int | Literal["auto"] = 4  # of networks so narrow; "auto" makes a group a channel
     eps: float = 1e-5
     backend: str = "auto"
     device: str = "cpu"

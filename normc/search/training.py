@@ -35,7 +35,8 @@ class Training:
     def __post_init__(self) -> None:
         # On a CPU, convolutions of images this small are faster with the channels last in memory.
         self.order = torch.channels_last if self.device == "cpu" else torch.contiguous_format
-        self.net.to(device=self.device, memory_format=self.order)
+        placed: Any = self.net.to(self.device)
+        placed.to(memory_format=self.order)
         how = self.recipe
         self.optimizer = torch.optim.SGD(
             groups(self.net, how.decay), how.rate, how.momentum, nesterov=how.momentum > 0

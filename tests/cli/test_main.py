@@ -8,7 +8,10 @@ from typer.testing import CliRunner
 
 from normc.cli.main import app
 
-COMMANDS = ("show", "check", "bench", "compile", "zoo", "doctor", "demo")
+COMMANDS = (
+    *("show", "check", "bench", "compile", "zoo", "doctor", "demo"),
+    *("search", "resume", "rerank", "report"),
+)
 
 
 def run(*args):

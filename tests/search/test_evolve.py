@@ -106,3 +106,13 @@ def test_only_the_known_is_built_on():
         study.tell(0, (1.0,))
     with pytest.raises(NormcError, match="never asked"):
         study.tell(9, (1.0,))
+
+
+def test_half_of_the_candidates_are_mutants():
+    """However many graphs are rejected on the way to each."""
+    study = Study(Evolution(seed=5, population=20, lag=1))
+    for number in range(220):
+        candidate = study.ask()
+        study.tell(number, [number % 7, len(candidate.text)] if number % 3 else None)
+    mutants = sum(c.parent is not None for c in study.candidates[20:])
+    assert 80 <= mutants <= 120

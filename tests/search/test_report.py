@@ -9,6 +9,7 @@ import subprocess
 import sys
 from dataclasses import replace
 from html.parser import HTMLParser
+from xml.etree.ElementTree import Element
 
 import pytest
 from hypothesis import assume, given
@@ -18,12 +19,13 @@ from normc.errors import NormcError
 from normc.language.zoo import ZOO
 from normc.search.archive import Archive, Record, scores
 from normc.search.evolve import Evolution, Study
-from normc.search.outcome import Outcome
+from normc.search.outcome import STATUSES, Outcome
 from normc.search.report import page
 from normc.search.report_layers import marked
 from normc.search.report_math import rendered
 from normc.search.report_scores import Score
 from normc.search.report_svg import Axis, element, labels, ticks
+from normc.search.screen import STAGES
 from normc.search.setting import Setting
 
 pytestmark = pytest.mark.plain
@@ -178,17 +180,16 @@ def test_scores_that_are_no_accuracies_are_measured_from_the_worst():
     assert f"the worst that was seen (bytes {worst[0]:.4g}, error {worst[1]:.4g})" in caption
 
 
-def test_the_funnel_adds_up(run, text):
-    seen = Seen(text)
-    places = [i for i, (tag, a) in enumerate(seen.tags) if a.get("class") == "count"]
+def test_the_funnels_add_up(run, text):
     counts = re.findall(r'<span class="count">([^<]*)</span>', text)
     numbers = [int(re.sub(r"\D", "", c)) for c in counts]
-    assert len(places) == len(numbers)
-    half = next(i for i, n in enumerate(numbers) if sum(numbers[: i + 1]) >= 1 and n == 60)
-    assert sum(numbers[: half + 1]) == run.screened()["screened"]  # rejected, and 60 that passed
+    screened, evaluated = numbers[: len(STAGES) + 1], numbers[len(STAGES) + 1 :]
+    total = run.screened()
+    assert screened == [*(total[stage] for stage in STAGES), total["passed"]]
+    assert sum(screened) == total["screened"] and screened[-1] == 60
     statuses = run.statuses()
-    assert numbers[half + 1] == statuses["quality"] and sum(numbers[half + 1 :]) == 60
-    assert numbers[-1] == statuses["ok"] == len(run.scored)
+    assert evaluated == [*(statuses[s] for s in STATUSES if s != "ok"), len(run.scored)]
+    assert sum(evaluated) == 60
 
 
 def test_a_lineage_goes_from_the_random_graph_to_the_winner(run, text):
@@ -301,6 +302,17 @@ def test_math_is_escaped_and_not_made_of_what_is_no_formula():
     math = rendered("where(x < 0, signed_log(x), x)")
     assert "<mo>&lt;</mo>" in math and ">signed_log</mo>" in math
     assert rendered("x <") is None and rendered(HOSTILE) is None
+
+
+def test_of_a_foreign_tree_only_what_is_math_is_written(monkeypatch):
+    converter = pytest.importorskip("latex2mathml.converter")
+    for tag, wanted in (("mi", "<mi>&lt;b&gt;</mi>"), ("script", None)):
+        tree = Element(tag, {"onclick": "alert(1)", "href": "x"})
+        tree.text = "&#x3C;b>"
+        monkeypatch.setattr(converter, "convert_to_element", lambda _, tree=tree: tree)
+        rendered.cache_clear()
+        assert rendered("x") == wanted
+    rendered.cache_clear()
 
 
 def test_a_page_is_made_without_math(run, monkeypatch):

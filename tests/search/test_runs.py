@@ -17,6 +17,7 @@ from normc.search import runs
 from normc.search.data import Images
 from normc.search.objectives import Objective
 from normc.search.setting import Setting
+from normc.search.work import REFERENCES
 from tests.search.killed import TINY, facts
 
 pytestmark = pytest.mark.cpu
@@ -35,7 +36,7 @@ def test_a_run_decides_what_it_was_asked_for(whole, tmp_path):
     assert [r.candidate.number for r in whole.records] == list(range(COUNT))
     assert all(r.outcome for r in whole.records)
     assert {"ok", "quality"} <= set(whole.statuses())
-    assert set(whole.references) == set(runs.REFERENCES)
+    assert set(whole.references) == set(REFERENCES)
     assert whole.best and len({r.candidate.text for r in whole.records}) == COUNT
 
 
