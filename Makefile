@@ -27,6 +27,7 @@ test: $(INSTALLED)  ## run the tests, cheapest first; those for a GPU are skippe
 	TRITON_INTERPRET=1 $(BIN)/python -m pytest -n 2 -m interpret
 
 thorough: $(INSTALLED)  ## run the tests that try the same on more layers
+	$(BIN)/python -m pip install --quiet -c constraints.txt -e ".[ray]"
 	$(BIN)/python -m pytest -n 2 -m thorough
 
 check: $(INSTALLED)  ## lint, formatting and types

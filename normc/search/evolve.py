@@ -29,6 +29,9 @@ from normc.search.space import EVONORM, Space
 Rule = Literal["pareto", "average"]
 Strategy = Literal["evolution", "random"]
 
+FEWEST = 5
+"""Individuals in a tournament, also among so few that the share would be fewer."""
+
 MOST_MUTANTS = 1_000
 """Mutants in a row that may be rejected before a random graph is tried in their place."""
 
@@ -42,10 +45,11 @@ class Evolution:
 
     seed: int = 0
     series: Series = "B"
+    full: bool = True  # what does not vary over samples, channels and positions is left out
     strategy: Strategy = "evolution"  # "random" is the baseline: every candidate a random graph
     population: int = 50  # random graphs before evolution begins
     window: int = 2500  # the individuals that tournaments are held among: the most recent
-    tournament: float = 0.05  # the share of them that takes part, at least two
+    tournament: float = 0.05  # the share of them that takes part, at least `FEWEST`
     winner: Rule = "pareto"  # a random member of the tournament's front, or the best on average
     mutations: int = 2
     fresh: float = 0.5  # probability that a random graph is tried instead of a mutated one
@@ -83,7 +87,7 @@ class Study:
     )
 
     def __post_init__(self) -> None:
-        self.screen = Screen(self.space, self.evolution.series)
+        self.screen = Screen(self.space, self.evolution.series, self.evolution.full)
 
     @property
     def ready(self) -> bool:
@@ -152,7 +156,7 @@ class Study:
     def _winner(self, alive: Sequence[int], chance: random.Random) -> int:
         """The winner of a tournament."""
         how = self.evolution
-        size = min(len(alive), max(2, round(how.tournament * len(alive))))
+        size = min(len(alive), max(FEWEST, round(how.tournament * len(alive))))
         players = sorted(chance.sample(alive, size))
         scores = [s for s in (self.scores[n] for n in players) if s is not None]
         if how.winner == "average":

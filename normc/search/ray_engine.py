@@ -12,6 +12,7 @@ which is given to another.
 from __future__ import annotations
 
 import os
+import socket
 import time
 from collections import deque
 from dataclasses import dataclass
@@ -41,6 +42,10 @@ class Keeper:
     def versions(self) -> dict[str, str]:
         """What it would evaluate with."""
         return versions()
+
+    def node(self) -> str:
+        """The machine it is on, as Ray calls it."""
+        return str(_ray().get_runtime_context().get_node_id())
 
     def evaluate(self, text: str) -> Outcome:
         """The outcome for a formula."""
@@ -106,6 +111,7 @@ class RayEngine:
             os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # a search tells nobody of itself
             how |= {"num_cpus": self.workers, "include_dashboard": False}
         try:
+            _knock(address or "")
             self.ray.init(address or "local", **how)
         except Exception as error:  # of many kinds
             raise NormcError(
@@ -167,6 +173,13 @@ class RayEngine:
         return task.number, Outcome(
             "crash", f"{MOST_LIVES} machines failed while they evaluated it"
         )
+
+
+def _knock(address: str) -> None:
+    """Raise `OSError` if nobody answers, which Ray itself finds out in five minutes."""
+    host, _, port = address.removeprefix("ray://").rpartition(":")
+    if host and port.isdecimal():
+        socket.create_connection((host, int(port)), timeout=10).close()
 
 
 def versions() -> dict[str, str]:

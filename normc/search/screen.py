@@ -2,6 +2,7 @@
 
     blind         what is left without dead nodes does not read x
     series        a statistic crosses samples, and none may (series S)
+    flat          without samples, channels or positions to vary over: a statistic alone
     form          the same expression as a layer that passed, but for the order of operands
     value         not finite on random input, with parameters at their start or elsewhere
     constant      the same value everywhere, whatever x is
@@ -24,6 +25,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from normc.language.axes import FULL
 from normc.language.definition import X
 from normc.language.expr import Expr, Var
 from normc.language.geometry import Geometry
@@ -35,7 +37,7 @@ from normc.search.space import Space
 Series = Literal["B", "S"]
 """B: statistics may cross samples; S: none of a layer's may, once its dead nodes are gone."""
 
-STAGES = ("blind", "series", "form", "value", "constant", "duplicate", "gradient")
+STAGES = ("blind", "series", "flat", "form", "value", "constant", "duplicate", "gradient")
 GEOMETRY = Geometry.of((4, 6, 2, 3), 2)
 DIGITS = 6
 
@@ -57,6 +59,7 @@ class Screen:
 
     space: Space
     series: Series = "B"
+    full: bool = True
     eps: float = 1e-5
     seen: set[str] = field(default_factory=set[str])
     forms: set[bytes] = field(default_factory=set[bytes])
@@ -83,6 +86,8 @@ class Screen:
             return Screened(genome, expr, "blind")
         if self.series == "S" and crosses_samples(expr):
             return Screened(genome, expr, "series")
+        if self.full and expr.axes != FULL:
+            return Screened(genome, expr, "flat")
         name = form(expr)
         if name in self.forms:
             return Screened(genome, expr, "form")

@@ -20,6 +20,8 @@ PLANTED = {  # places: 0 x, 1 zero, 2 v0, 3 v1, 4 ...
     "batch norm and relu": ([("batch_std", 0), ("DIV", 0, 4), ("MAX", 5, 1)], ""),
     "no x": ([("MUL", 2, 3), ("EXP", 4)], "blind"),
     "x in a dead node": ([("EXP", 0), ("ADD", 2, 3)], "blind"),
+    "a statistic alone": ([("instance_std", 0), ("EXP", 4)], "flat"),
+    "the same for all channels": ([("layer_mean", 0), ("layer_std", 0), ("DIV", 4, 5)], "flat"),
     "zero times x": ([("MUL", 0, 1)], "constant"),
     "x/x": ([("DIV", 0, 0)], "constant"),
     "division by zero": ([("DIV", 0, 1)], "value"),
@@ -41,6 +43,11 @@ def test_batch_independence_is_that_of_the_live_layer():
     live = made(("batch_std", 0), ("DIV", 0, 4))
     assert [Screen(EVONORM, "S")(g).rejected for g in (dead, live)] == ["", "series"]
     assert Screen(EVONORM, "B")(live).rejected == ""
+
+
+def test_a_statistic_alone_may_be_wanted():
+    alone = made(("instance_std", 0), ("EXP", 4))
+    assert [Screen(EVONORM, full=full)(alone).rejected for full in (True, False)] == ["flat", ""]
 
 
 def test_equal_layers_pass_once():

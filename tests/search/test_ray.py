@@ -37,7 +37,16 @@ def closing():
 
 
 @pytest.fixture
-def cluster():
+def log(tmp_path, monkeypatch):
+    """Where workers write down what they do, on any machine."""
+    path = tmp_path / "log"
+    path.touch()
+    monkeypatch.setenv("NORMC_TEST_LOG", str(path))
+    return path
+
+
+@pytest.fixture
+def cluster(log):
     """Two machines with room for one worker each, as Ray pretends them on this one."""
     from ray.cluster_utils import Cluster
 
@@ -67,18 +76,17 @@ def test_a_run_has_the_same_archive(tmp_path):
 
 
 @pytest.mark.slow
-def test_a_machine_that_fails_takes_no_candidate_with_it(closing, cluster, tmp_path, monkeypatch):
-    log = tmp_path / "log"
-    monkeypatch.setenv("NORMC_TEST_LOG", str(log))
+def test_a_machine_that_fails_takes_no_candidate_with_it(closing, cluster, log):
     how = job(LOGGED, limits=Limits(seconds=100.0))
     texts = ["x - 8", "x - 0.5", "x - 0.25", "x - 0"]
     expected = outcomes(Inline(how), texts)
-    log.unlink()
+    log.write_text("")
     engine = closing(RayEngine(how, 2, cluster.address))
     for number, text in enumerate(texts):
         engine.submit(number, text)
     found = {}
-    while "train x-8" not in (log.read_text() if log.exists() else ""):
+    while "train x-8" not in log.read_text():
+        assert 0 not in found
         found |= dict(engine.finished(0.1))
     (seat,) = (seat for seat in engine.seats if seat.task and seat.task.number == 0)
     node = ray.get(seat.keeper.node.remote())
@@ -89,12 +97,10 @@ def test_a_machine_that_fails_takes_no_candidate_with_it(closing, cluster, tmp_p
     assert log.read_text().count("train x-8") == 2
 
 
-def test_what_still_runs_ends_when_the_engine_is_closed(tmp_path, monkeypatch):
-    log = tmp_path / "log"
-    monkeypatch.setenv("NORMC_TEST_LOG", str(log))
+def test_what_still_runs_ends_when_the_engine_is_closed(log):
     engine = RayEngine(job(LOGGED, limits=Limits(seconds=600.0)), 1, None)
     engine.submit(0, "x - 500")
-    while not log.exists():
+    while not log.read_text():
         assert engine.finished(0.1) == []
     began = time.perf_counter()
     engine.close()
