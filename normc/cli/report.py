@@ -28,7 +28,7 @@ def report(
 ) -> None:
     """Write a search as one self-contained page; a run may be running meanwhile."""
     from normc.search import export, runs
-    from normc.search.report import page
+    from normc.search.report.page import page
 
     screen = console(no_color)
     archive, notes = runs.read(folder)

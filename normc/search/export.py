@@ -13,7 +13,7 @@ from normc.errors import NormcError
 from normc.formula import parse
 from normc.search.archive import Archive, Record, mean, scores
 from normc.search.outcome import Status
-from normc.search.report_scores import check, origin
+from normc.search.report.scores import check, origin
 
 # --- CSV ------------------------------------------------------------------------------------------
 

@@ -43,10 +43,6 @@ class Keeper:
         """What it would evaluate with."""
         return versions()
 
-    def node(self) -> str:
-        """The machine it is on, as Ray calls it."""
-        return str(_ray().get_runtime_context().get_node_id())
-
     def evaluate(self, text: str) -> Outcome:
         """The outcome for a formula."""
         self.local.submit(0, text)
@@ -99,11 +95,12 @@ class RayEngine:
 
     def close(self) -> None:
         self.waiting.clear()
-        for seat in self.seats:
-            self.ray.kill(seat.keeper)
-        self.seats = []
-        if self.ours and self.ray.is_initialized():
-            self.ray.shutdown()
+        seats, self.seats = self.seats, []
+        if self.ray.is_initialized():  # else every call would begin a session
+            for seat in seats:
+                self.ray.kill(seat.keeper)
+            if self.ours:
+                self.ray.shutdown()
 
     def _connect(self, address: str | None) -> None:
         how: dict[str, Any] = {"logging_level": "error", "log_to_driver": False}

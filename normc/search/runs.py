@@ -1,8 +1,8 @@
 """Runs: a search from its folder, begun, gone on with, and ranked again.
 
-    RUN/search.sqlite       the run, see `normc.search.store`
-    RUN/hall_of_fame.csv    its survivors, the best first
-    RUN/lock                held by the process that works on it
+RUN/search.sqlite       the run, see `normc.search.store`
+RUN/hall_of_fame.csv    its survivors, the best first
+RUN/lock                held by the process that works on it
 """
 
 from __future__ import annotations

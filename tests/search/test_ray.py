@@ -3,6 +3,7 @@
 import sys
 import time
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
@@ -20,8 +21,6 @@ ray = pytest.importorskip("ray")
 pytestmark = [
     pytest.mark.cpu,
     pytest.mark.thorough,
-    pytest.mark.filterwarnings("default:::ray"),
-    pytest.mark.filterwarnings("default:subprocess .* is still running:ResourceWarning"),
 ]
 
 
@@ -56,6 +55,14 @@ def cluster(log):
     made.shutdown()
 
 
+def parent(pid):
+    return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1]
+
+
+def raylets(node):
+    return [str(one.process.pid) for one in node.all_processes["raylet"]]
+
+
 def timeless(found):
     return [replace(outcome, seconds=0.0) for outcome in found]
 
@@ -76,7 +83,7 @@ def test_a_run_has_the_same_archive(tmp_path):
 
 
 @pytest.mark.slow
-def test_a_machine_that_fails_takes_no_candidate_with_it(closing, cluster, log):
+def test_a_machine_that_fails_takes_no_candidate_with_it(cluster, closing, log):
     how = job(LOGGED, limits=Limits(seconds=100.0))
     texts = ["x - 8", "x - 0.5", "x - 0.25", "x - 0"]
     expected = outcomes(Inline(how), texts)
@@ -88,9 +95,9 @@ def test_a_machine_that_fails_takes_no_candidate_with_it(closing, cluster, log):
     while "train x-8" not in log.read_text():
         assert 0 not in found
         found |= dict(engine.finished(0.1))
-    (seat,) = (seat for seat in engine.seats if seat.task and seat.task.number == 0)
-    node = ray.get(seat.keeper.node.remote())
-    cluster.remove_node(next(n for n in cluster.nodes if n.node_id == node))
+    (worker,) = (line.split()[2] for line in log.read_text().splitlines() if "train x-8" in line)
+    raylet = parent(parent(worker))
+    cluster.remove_node(next(n for n in cluster.nodes if raylet in raylets(n)))
     while len(found) < len(texts):
         found |= dict(engine.finished(60))
     assert timeless(found[n] for n in range(len(texts))) == timeless(expected)

@@ -20,11 +20,11 @@ from normc.language.zoo import ZOO
 from normc.search.archive import Archive, Record, scores
 from normc.search.evolve import Evolution, Study
 from normc.search.outcome import STATUSES, Outcome
-from normc.search.report import page
-from normc.search.report_layers import marked
-from normc.search.report_math import rendered
-from normc.search.report_scores import Score
-from normc.search.report_svg import Axis, element, labels, ticks
+from normc.search.report.formulas import rendered
+from normc.search.report.layers import marked
+from normc.search.report.page import page
+from normc.search.report.scores import Score
+from normc.search.report.svg import Axis, element, labels, ticks
 from normc.search.screen import STAGES
 from normc.search.setting import Setting
 

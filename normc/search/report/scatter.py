@@ -14,8 +14,8 @@ from typing import Literal
 
 from markupsafe import Markup
 
-from normc.search.report_scores import Score
-from normc.search.report_svg import Axis, element, frame, join, picture
+from normc.search.report.scores import Score
+from normc.search.report.svg import Axis, element, frame, join, picture
 
 Kind = Literal["pale", "front", "known"]
 

@@ -15,7 +15,7 @@ from typing import Any
 from markupsafe import Markup
 
 from normc.formula import parse
-from normc.search.report_svg import element
+from normc.search.report.svg import element
 
 LONGEST = 4000
 """Letters of LaTeX beyond which a formula is easier to read as text."""

@@ -12,10 +12,10 @@ from markupsafe import Markup
 from normc.search.archive import Archive, Record, mean, scores
 from normc.search.export import ranked
 from normc.search.outcome import Outcome
-from normc.search.report_curves import spark
-from normc.search.report_math import rendered
-from normc.search.report_scores import Score, known_layer, score_list
-from normc.search.report_svg import breakable, element, join
+from normc.search.report.curves import spark
+from normc.search.report.formulas import rendered
+from normc.search.report.scores import Score, known_layer, score_list
+from normc.search.report.svg import breakable, element, join
 
 MOST_ROWS = 100
 """Of the table; all survivors are in the export."""

@@ -11,8 +11,8 @@ from markupsafe import Markup
 from normc.search.archive import Archive
 from normc.search.evolve import Candidate
 from normc.search.outcome import STATUSES, Status
-from normc.search.report_curves import bar
-from normc.search.report_scores import number, seconds, share
+from normc.search.report.curves import bar
+from normc.search.report.scores import number, seconds, share
 from normc.search.screen import STAGES
 from normc.search.setting import Setting
 

@@ -19,13 +19,12 @@ from typing import Any
 from markupsafe import Markup
 
 from normc.errors import NormcError
-from normc.search import report_facts as facts
-from normc.search import report_layers as layers
 from normc.search.archive import Archive, Record, scores
-from normc.search.report_curves import Line, curves
-from normc.search.report_scatter import Dot, Kind, panels, strip
-from normc.search.report_scores import Score, check, known_layer, origin, score_list
-from normc.search.report_svg import breakable
+from normc.search.report import facts, layers
+from normc.search.report.curves import Line, curves
+from normc.search.report.scatter import Dot, Kind, panels, strip
+from normc.search.report.scores import Score, check, known_layer, origin, score_list
+from normc.search.report.svg import breakable
 
 FOLDER = Path(__file__).parent
 
@@ -51,7 +50,7 @@ def page(
             f"the baseline has other scores: {', '.join(baseline.names)}, this run "
             f"{', '.join(archive.names)}"
         )
-    style, script = _own("report.css"), _own("report.js")
+    style, script = _own("page.css"), _own("page.js")
     lines = _progress(archive, baseline)
     content = {
         "title": title,
@@ -78,7 +77,7 @@ def _template() -> Any:
         lstrip_blocks=True,
     )
     room.filters["breakable"] = breakable
-    return room.get_template("report.html")
+    return room.get_template("page.html")
 
 
 def _own(name: str) -> Markup:

@@ -11,7 +11,7 @@ from normc.errors import NormcError
 from normc.search.archive import Archive, scores
 from normc.search.objectives import ACCURACY
 from normc.search.outcome import Outcome
-from normc.search.report_svg import MINUS, Axis, signed
+from normc.search.report.svg import MINUS, Axis, signed
 
 
 @dataclass(frozen=True)

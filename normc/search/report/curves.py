@@ -8,7 +8,7 @@ from typing import Literal
 
 from markupsafe import Markup
 
-from normc.search.report_svg import Axis, element, frame, picture
+from normc.search.report.svg import Axis, element, frame, picture
 
 LineKind = Literal["run", "random", "own"]
 

@@ -1,0 +1,1 @@
+"""Report: a run as one page; `page.page` is the way in."""
