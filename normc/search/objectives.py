@@ -73,11 +73,20 @@ def latency(trained: Trained) -> float:
     x = torch.randn(SHAPE, generator=chance).to(how.device).requires_grad_()
     room, weights = torch.empty_like(x), torch.ones_like(x)
 
-    def both() -> object:
-        return torch.autograd.grad(layer(x), [x, *layer.parameters()], weights, allow_unused=True)
+    def both() -> None:
+        torch.autograd.grad(layer(x), [x, *layer.parameters()], weights, allow_unused=True)
+        _wait(how.device)
 
-    found = interleave({"layer": both, "copy": lambda: room.copy_(x.detach())}, ROUNDS)
-    return -found.ratio("layer", "copy")
+    def copy() -> None:
+        room.copy_(x.detach())
+        _wait(how.device)
+
+    return -interleave({"layer": both, "copy": copy}, ROUNDS).ratio("layer", "copy")
+
+
+def _wait(device: str) -> None:
+    if device != "cpu":
+        torch.cuda.synchronize(device)
 
 
 def digits(trained: Trained) -> float:

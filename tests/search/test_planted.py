@@ -75,7 +75,6 @@ TRAINED = {  # pass the screen, and are found out on networks
     "square of square": ([("SQUARE", 0), ("SQUARE", 4)], "quality"),
     "log of batch norm": ([*normed("batch"), ("LOG", 8)], "quality"),
     "the scale doubled instead": ([("batch_std", 0), ("MUL", 0, 4)], "quality"),
-    "instance mean": ([("instance_mean", 0)], "quality"),
     # The last layer's mean over positions is of an image's shape alone.
     "instance norm, relu": ([*normed("instance"), ("MAX", 8, 1)], "quality"),
     # As good as x/std at the start; means that grow make them explode.
@@ -101,6 +100,9 @@ SCREENED = {
     "log of zero alone": ([("LOG", 1)], "blind"),
     "std of what is no x": ([("batch_std", 2), ("DIV", 3, 4)], "blind"),
     "x in dead nodes": ([("DIV", 0, 1), ("MAX", 0, 4), ("ADD", 2, 3)], "blind"),
+    "instance mean": ([("instance_mean", 0)], "flat"),
+    "mean - mean": ([("batch_mean", 0), ("NEG", 4), ("ADD", 4, 5)], "flat"),
+    "v1/std": ([("group_std", 0), ("DIV", 3, 4)], "flat"),
     "x/0": ([("DIV", 0, 1)], "value"),
     "x/v0": ([("DIV", 0, 2)], "value"),
     "x + log of zero": ([("LOG", 1), ("ADD", 0, 4)], "value"),
@@ -108,8 +110,7 @@ SCREENED = {
     "0*x": ([("MUL", 0, 1)], "constant"),
     "x - x": ([("NEG", 0), ("ADD", 0, 4)], "constant"),
     "x/x": ([("DIV", 0, 0)], "constant"),
-    "std of zero times x": ([("MUL", 0, 1), ("batch_std", 4)], "constant"),
-    "mean - mean": ([("batch_mean", 0), ("NEG", 4), ("ADD", 4, 5)], "constant"),
+    "0*x*std of zero": ([("MUL", 0, 1), ("batch_std", 4), ("MUL", 4, 5)], "constant"),
     "v0*x": ([("MUL", 2, 0)], "gradient"),
     "sigmoid(v0*x)": ([("MUL", 2, 0), ("SIGMOID", 4)], "gradient"),
     "v1 + 0*x": ([("MUL", 0, 1), ("ADD", 4, 3)], "gradient"),
@@ -118,10 +119,7 @@ SCREENED = {
 
 ROUNDING = {  # constants and steps, were it not for the last bits
     "exp(x)*exp(-x)": ([("EXP", 0), ("NEG", 0), ("EXP", 5), ("MUL", 4, 6)], "constant"),
-    "mean of what is centred": (
-        [("batch_mean", 0), ("NEG", 4), ("ADD", 0, 5), ("batch_mean", 6)],
-        "constant",
-    ),
+    "v1*x/x/v1": ([("MUL", 3, 0), ("DIV", 4, 0), ("DIV", 5, 3)], "constant"),
     "x/abs(x)": ([("ABS", 0), ("DIV", 0, 4)], "gradient"),
     "x/sqrt(x*x)": ([("SQUARE", 0), ("SQRT", 4), ("DIV", 0, 5)], "gradient"),
 }
@@ -231,6 +229,7 @@ EQUAL = {  # what passed, what comes later, its stage
         "duplicate",
     ),
     "rms and std": ([("group_rms", 0), ("DIV", 0, 4)], [("group_std", 0), ("DIV", 0, 4)], ""),
+    "x and x - x + x": ([("MAX", 0, 0)], [("NEG", 0), ("ADD", 0, 4), ("ADD", 5, 0)], "duplicate"),
     "x and -x": ([("MAX", 0, 0)], [("NEG", 0)], ""),
     "x + v0 and x + v1": ([("ADD", 0, 2)], [("ADD", 0, 3)], ""),
     "over groups and over positions": (

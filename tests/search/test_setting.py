@@ -16,7 +16,10 @@ from normc.search.setting import Limits, Quality, Recipe, Setting, Stability
 from normc.search.space import EVONORM, Space
 
 OTHER = Setting(
-    evolution=Evolution(3, "S", "random", 5, 6, 0.5, "average", 1, 0.0, 2),
+    evolution=Evolution(
+        seed=3, series="S", full=False, strategy="random", population=5, window=6,
+        tournament=0.5, winner="average", mutations=1, fresh=0.0, lag=2,
+    ),
     space=Space({"SIN": "sin(a)", "CLIP": "clamp(a, -1, b)"}, ("x", "alpha"), nodes=3),
     data="cifar10:/some/where",
     architectures=("mobilenet",),
@@ -30,7 +33,7 @@ OTHER = Setting(
     eps=1e-3,
     backend="torch",
     device="cuda",
-)
+)  # fmt: skip
 
 
 @pytest.mark.parametrize("setting", [Setting(), OTHER])
