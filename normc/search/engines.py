@@ -15,11 +15,13 @@ import os
 import signal
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Generator
 from concurrent import futures
 from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
+from multiprocessing import resource_tracker
 from typing import Any, Protocol
 
 import torch
@@ -110,7 +112,8 @@ class Lane:
             if self.pool is None or not self.pool.active:
                 self.close()
                 self.pool = self.open()
-            self.future = self.pool.schedule(self.run, [task.text], timeout=self.seconds)
+            with _undisturbed():
+                self.future = self.pool.schedule(self.run, [task.text], timeout=self.seconds)
         except Exception as error:  # of the system, or of what pickles the job
             raise NormcError(f"a worker cannot be started: {error}") from error
         self.task = replace(task, starts=task.starts + 1)
@@ -136,18 +139,30 @@ class Lane:
         self.pool = self.task = self.future = None
 
 
+@contextmanager
+def _undisturbed() -> Generator[None]:
+    """Keep Ctrl-C from processes, and from threads that start more of them, while they begin."""
+    resource_tracker.ensure_running()  # or it is begun meanwhile, and lets Ctrl-C in again
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
 class Local:
     """Evaluates in processes of this machine.
 
     With a GPU there are ``preparers``: processes that compile the kernels of the next candidates
-    while others train. By default there are as many as processors are left.
+    while others train; by default as many as processors are left, and candidates that may be next.
     """
 
     def __init__(self, job: Job, workers: int, preparers: int | None = None) -> None:
         self.workers, self.limits = workers, job.setting.limits
         self.gpu = job.setting.device != "cpu"
         if preparers is None:
-            preparers = max(1, (os.cpu_count() or 1) - workers) if self.gpu else 0
+            most = min(os.cpu_count() or 1, job.setting.evolution.lag) if self.gpu else 0
+            preparers = max(0, most - workers)
         self.depth = workers + preparers
         self.training = [Lane(job, begin, work) for _ in range(workers)]
         self.preparing = [Lane(job, begin_preparing, prepare) for _ in range(preparers)]

@@ -22,6 +22,8 @@ from torch import nn
 from normc.errors import NormcError
 from normc.formula import Formula, parse
 from normc.ops.layer import Layer
+from normc.ops.op import Op
+from normc.ops.target import choose
 from normc.search.data import Images
 from normc.search.nets import Layers, build
 from normc.search.objectives import Objective, Trained, expand
@@ -70,9 +72,13 @@ class Evaluation:
     def _scores(self, formula: Formula, measures: dict[str, float]) -> tuple[float, ...]:
         """All stages, in order."""
         how = self.setting
-        trainings = {a: self._training(a, formula) for a in how.architectures}
-        for name, training in trainings.items():
-            measures[f"quality {name}"] = self._quality(name, training)
+        trainings: dict[str, Training] = {}
+        for name in how.architectures:
+            quick = not trainings and self._tapes()
+            trainings[name] = self._training(name, formula, "tape" if quick else how.backend)
+            measures[f"quality {name}"] = self._quality(name, trainings[name])
+            if quick:
+                compiled(trainings[name].net, how.backend)
         for name in how.architectures[: how.stability.networks]:
             if how.stability.steps:
                 measures[f"gradient {name}"] = self._stable(name, formula)
@@ -84,15 +90,21 @@ class Evaluation:
         trained = Trained(formula, how, {n: t.net for n, t in trainings.items()}, accuracies)
         return self._measured(trained)
 
-    def _training(self, name: str, formula: Formula) -> Training:
-        seed = self.setting.evolution.seed
-        return Training(
-            self._net(name, formula), self.images, self.setting.recipe, seed, self.setting.device
-        )
-
-    def _net(self, name: str, formula: Formula) -> nn.Module:
+    def _tapes(self) -> bool:
+        """Whether the first network begins on a tape, which no compiler has to make: most
+        candidates end there, and a compiler would take as long as their training."""
         how = self.setting
-        options = {"groups": how.groups, "eps": how.eps, "backend": how.backend}
+        chosen = self.make is Layer and how.device == "cpu" and how.backend == "auto"
+        return chosen and choose("auto", "float32", "cpu") == "c"
+
+    def _training(self, name: str, formula: Formula, backend: str) -> Training:
+        how = self.setting
+        net = self._net(name, formula, backend)
+        return Training(net, self.images, how.recipe, how.evolution.seed, how.device)
+
+    def _net(self, name: str, formula: Formula, backend: str) -> nn.Module:
+        how = self.setting
+        options = {"groups": how.groups, "eps": how.eps, "backend": backend}
 
         def layer(channels: int) -> nn.Module:
             return self.make(formula, channels, **options)
@@ -116,7 +128,7 @@ class Evaluation:
 
     def _stable(self, name: str, formula: Formula) -> float:
         how = self.setting.stability
-        training = self._training(name, formula)
+        training = self._training(name, formula, self.setting.backend)
         images, classes = training.batch(how.batch)
         found = worst_norm(training.net, images, classes, how)
         if found > how.limit:
@@ -131,6 +143,13 @@ class Evaluation:
                 raise Rejected("diverged", f"{objective.name} is {score}")
             found.append(score)
         return tuple(found)
+
+
+def compiled(net: nn.Module, backend: str) -> None:
+    """Let the layers of a network compute with another backend from now on."""
+    for module in net.modules():
+        if isinstance(module, Layer):
+            module.op = Op(module.formula, backend)
 
 
 def _infinite(name: str, training: Training) -> str:

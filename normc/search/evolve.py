@@ -29,9 +29,6 @@ from normc.search.space import EVONORM, Space
 Rule = Literal["pareto", "average"]
 Strategy = Literal["evolution", "random"]
 
-FEWEST = 5
-"""Individuals in a tournament, also among so few that the share would be fewer."""
-
 MOST_MUTANTS = 1_000
 """Mutants in a row that may be rejected before a random graph is tried in their place."""
 
@@ -49,14 +46,15 @@ class Evolution:
     strategy: Strategy = "evolution"  # "random" is the baseline: every candidate a random graph
     population: int = 50  # random graphs before evolution begins
     window: int = 2500  # the individuals that tournaments are held among: the most recent
-    tournament: float = 0.05  # the share of them that takes part, at least `FEWEST`
+    tournament: float = 0.05  # the share of them that takes part
+    fewest: int = 16  # that take part whatever the share is: of few, 5 % would be anybody
     winner: Rule = "pareto"  # a random member of the tournament's front, or the best on average
     mutations: int = 2
     fresh: float = 0.5  # probability that a random graph is tried instead of a mutated one
     lag: int = 8  # candidates that may be under evaluation at the same time
 
     def __post_init__(self) -> None:
-        for name in ("population", "window", "mutations", "lag"):
+        for name in ("population", "window", "fewest", "mutations", "lag"):
             if getattr(self, name) < 1:
                 raise NormcError(f"{name} is {getattr(self, name)}: expected at least 1")
         for name in ("tournament", "fresh"):
@@ -156,7 +154,7 @@ class Study:
     def _winner(self, alive: Sequence[int], chance: random.Random) -> int:
         """The winner of a tournament."""
         how = self.evolution
-        size = min(len(alive), max(FEWEST, round(how.tournament * len(alive))))
+        size = min(len(alive), max(how.fewest, round(how.tournament * len(alive))))
         players = sorted(chance.sample(alive, size))
         scores = [s for s in (self.scores[n] for n in players) if s is not None]
         if how.winner == "average":

@@ -62,7 +62,7 @@ _ready: Callable[[str], Any] | str = "it has not begun"
 
 
 def begin(job: Job) -> None:
-    """Make this process a worker; pebble has it ignore Ctrl-C, which the parent handles."""
+    """Make this process a worker."""
     _begin(lambda: tried(job.evaluation()))
     if job.setting.device == "cpu":  # a GPU's driver reserves far more addresses than memory
         limit_memory(job.setting.limits.mebibytes)

@@ -98,10 +98,15 @@ def test_one_process_goes_on_after_errors_and_another_comes_after_a_death(closin
         assert threads == pytest.approx(0.001, abs=1e-4), "it computes on one thread"
         return int(number)
 
+    local.submit(0, GOOD[0])
+    (process,) = multiprocessing.active_children()
+    os.kill(process.pid, signal.SIGINT)  # as Ctrl-C does to all of a terminal's, here at its start
+    assert [outcome.status for _, outcome in local.finished(60)] == ["ok"]
     first = pid()
+    assert first == process.pid
     assert [o.status for o in outcomes(local, ["x - 3", "x - 4"])] == ["memory", "failed"]
     assert pid() == first
-    os.kill(first, signal.SIGINT)  # as Ctrl-C does to all of a terminal's processes
+    os.kill(first, signal.SIGINT)
     assert pid() == first
     os.kill(first, signal.SIGKILL)  # while it has nothing to do: no candidate is to blame
     until(lambda: not alive(first))

@@ -8,9 +8,10 @@ import torch
 from normc.ops.layer import Layer
 from normc.search.data import digits
 from normc.search.evaluate import Evaluation
+from normc.search.evolve import Evolution
 from normc.search.genome import Genome, Node, crosses_samples, formula
 from normc.search.screen import Screen
-from normc.search.setting import Recipe, Setting
+from normc.search.setting import Setting
 from normc.search.space import EVONORM
 
 
@@ -257,11 +258,15 @@ def test_what_was_rejected_is_no_duplicate():
 
 @pytest.fixture(scope="module")
 def evaluate():
-    """The default setting, but training ends with the steps that quality is judged by."""
+    """The default setting, but training ends with the steps that quality is judged by.
+
+    With a seed at which none of the planted comes near a threshold: the worst of the good has 0.30,
+    the best of the bad 0.16.
+    """
     before = torch.get_num_threads()
     torch.set_num_threads(1)
-    setting = Setting()
-    setting = replace(setting, recipe=Recipe(steps=setting.quality.steps))
+    setting = Setting(Evolution(seed=1))
+    setting = replace(setting, recipe=replace(setting.recipe, steps=setting.quality.steps))
     yield Evaluation(setting, digits())
     torch.set_num_threads(before)
 

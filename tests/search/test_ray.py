@@ -1,7 +1,10 @@
 """Ray: the same outcomes as without it, also when machines of a cluster fail."""
 
+import gc
 import sys
 import time
+import types
+import warnings
 from dataclasses import replace
 from pathlib import Path
 
@@ -21,7 +24,17 @@ ray = pytest.importorskip("ray")
 pytestmark = [
     pytest.mark.cpu,
     pytest.mark.thorough,
+    pytest.mark.filterwarnings("ignore:subprocess .* is still running:ResourceWarning"),
 ]
+
+
+@pytest.fixture(autouse=True)
+def swept():
+    """Ray leaves processes it has told to end to the garbage collector, which warns of them."""
+    yield
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ResourceWarning)
+        gc.collect()
 
 
 @pytest.fixture
@@ -118,6 +131,16 @@ def test_what_still_runs_ends_when_the_engine_is_closed(log):
 def test_a_worker_that_cannot_begin_ends_the_run(closing):
     engine = closing(RayEngine(job(data="cifar10:/nowhere"), 1, None))
     with pytest.raises(NormcError, match="a worker cannot begin: cannot read data_batch_1.bin"):
+        outcomes(engine, GOOD)
+
+
+def test_so_does_an_objective_that_machines_cannot_import(closing, monkeypatch):
+    gone = types.ModuleType("gone")
+    monkeypatch.setitem(sys.modules, "gone", gone)
+    gone.measure = lambda trained: 0.0
+    gone.measure.__module__, gone.measure.__qualname__ = "gone", "measure"
+    engine = closing(RayEngine(job(Objective("gone", gone.measure)), 1, None))
+    with pytest.raises(NormcError, match="No module named 'gone'"):
         outcomes(engine, GOOD)
 
 
