@@ -5,9 +5,9 @@
     flat          without samples, channels or positions to vary over: a statistic alone
     form          the same expression as a layer that passed, but for the order of operands
     value         not finite on random input, with parameters at their start or elsewhere
-    constant      the same value everywhere, whatever x is
+    constant      the same value everywhere, up to rounding
     duplicate     equal, in value, to a layer that passed
-    gradient      the gradient of x is not finite, or zero
+    gradient      the gradient of x is not finite, or zero up to rounding
 
 Values are computed in float64 by plain torch operations on a tensor of a few dozen numbers. Two
 layers are one if they agree there, parameters being random, in six digits.
@@ -40,6 +40,8 @@ Series = Literal["B", "S"]
 STAGES = ("blind", "series", "flat", "form", "value", "constant", "duplicate", "gradient")
 GEOMETRY = Geometry.of((4, 6, 2, 3), 2)
 DIGITS = 6
+NOISE = 1e-9
+"""What differs by less, relative to the size of values, differs by rounding."""
 
 
 @dataclass(frozen=True)
@@ -98,7 +100,7 @@ class Screen:
             (value,) = evaluate([expr], self.probes.elsewhere, GEOMETRY, self.eps)
         if not bool(value.isfinite().all()):
             return Screened(genome, expr, "value")
-        if value.numel() == 1 or bool((value == value.flatten()[0]).all()):
+        if value.amax() - value.amin() <= NOISE * value.abs().amax():
             return Screened(genome, expr, "constant")
         mark = fingerprint(value)
         if mark in self.seen:
@@ -113,7 +115,9 @@ class Screen:
         if not value.requires_grad:
             return "gradient"
         (grad,) = torch.autograd.grad((value * self.probes.weights).sum(), self.probes.x)
-        return "" if bool(grad.isfinite().all()) and bool(grad.any()) else "gradient"
+        usual = value.detach().abs().amax() / self.probes.x.detach().abs().amax()
+        there = bool(grad.isfinite().all()) and bool(grad.abs().amax() > NOISE * usual)
+        return "" if there else "gradient"
 
     @cached_property
     def probes(self) -> Probes:

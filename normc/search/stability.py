@@ -19,7 +19,7 @@ from normc.search.setting import Stability
 
 
 def worst_norm(net: nn.Module, images: Tensor, classes: Tensor, how: Stability) -> float:
-    """The largest norm met on the way, infinite if it is not finite; ends above the limit."""
+    """The largest norm met on the way, infinite if it or its slope is not; ends above the limit."""
     net.train()
     weights = [p for p in net.parameters() if p.requires_grad]
     worst = 0.0
@@ -35,7 +35,8 @@ def worst_norm(net: nn.Module, images: Tensor, classes: Tensor, how: Stability) 
         if not norm.requires_grad:  # the loss is linear in the weights
             break
         uphill = torch.autograd.grad(norm, weights, allow_unused=True)
-        _move(weights, uphill, how.rate)
+        if not _move(weights, uphill, how.rate):
+            return math.inf
     return worst
 
 
@@ -49,12 +50,13 @@ def length(tensors: Sequence[Tensor]) -> Tensor:
 
 
 @torch.no_grad()
-def _move(weights: Sequence[Tensor], uphill: Sequence[Tensor | None], rate: float) -> None:
-    """Along a direction, by a share of the weights' own norm; one that is not finite stays out."""
+def _move(weights: Sequence[Tensor], uphill: Sequence[Tensor | None], rate: float) -> bool:
+    """Along a direction, by a share of the weights' own norm; False if it is not finite."""
     known = [(w, u) for w, u in zip(weights, uphill, strict=True) if u is not None]
     steep = length([u for _, u in known])
-    if not steep.isfinite() or not steep:
-        return
-    size = rate * length(weights) / steep
+    if not steep.isfinite():
+        return False
+    size = rate * length(weights) / steep if steep else 0.0
     for weight, up in known:
         weight += size * up
+    return True

@@ -21,7 +21,7 @@ from normc.search.engines import Inline, Job, Local
 from normc.search.objectives import Objective
 from normc.search.setting import Limits
 from tests.search import faults
-from tests.search.faults import BAD, FAULT, GOOD, LOGGED, MIXED, PROCESS, job, outcomes
+from tests.search.faults import BAD, FAULT, GOOD, LOGGED, MIXED, PATIENCE, PROCESS, job, outcomes
 
 pytestmark = pytest.mark.cpu
 
@@ -51,7 +51,7 @@ def log(tmp_path, monkeypatch):
     return read
 
 
-def until(condition, seconds=30):
+def until(condition, seconds=120):
     """Wait for something to happen."""
     for _ in range(int(seconds * 20)):
         if condition():
@@ -101,7 +101,7 @@ def test_one_process_goes_on_after_errors_and_another_comes_after_a_death(closin
     local.submit(0, GOOD[0])
     (process,) = multiprocessing.active_children()
     os.kill(process.pid, signal.SIGINT)  # as Ctrl-C does to all of a terminal's, here at its start
-    assert [outcome.status for _, outcome in local.finished(60)] == ["ok"]
+    assert [outcome.status for _, outcome in local.finished(PATIENCE)] == ["ok"]
     first = pid()
     assert first == process.pid
     assert [o.status for o in outcomes(local, ["x - 3", "x - 4"])] == ["memory", "failed"]
@@ -134,13 +134,13 @@ def test_what_still_runs_ends_when_the_engine_is_closed(log):
 def test_a_worker_ends_when_its_parent_is_killed(log):
     search = subprocess.Popen([sys.executable, "-m", "tests.search.faults"], cwd=ROOT)
     try:
-        until(lambda: log("train"), 60)
+        until(lambda: log("train"))
         ((*_, pid, _),) = log("train")
         assert alive(pid)
     finally:
         search.kill()
         search.wait()
-    until(lambda: not alive(pid), 10)
+    until(lambda: not alive(pid), 20)
 
 
 # --- what is nobody's fault -----------------------------------------------------------------------

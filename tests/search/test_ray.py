@@ -16,7 +16,7 @@ from normc.search.engines import Inline, Local
 from normc.search.objectives import Objective
 from normc.search.ray_engine import RayEngine
 from normc.search.setting import Limits
-from tests.search.faults import FAULT, GOOD, LOGGED, MIXED, job, outcomes
+from tests.search.faults import FAULT, GOOD, LOGGED, MIXED, PATIENCE, job, outcomes
 from tests.search.killed import TINY, facts
 
 ray = pytest.importorskip("ray")
@@ -112,7 +112,7 @@ def test_a_machine_that_fails_takes_no_candidate_with_it(cluster, closing, log):
     raylet = parent(parent(worker))
     cluster.remove_node(next(n for n in cluster.nodes if raylet in raylets(n)))
     while len(found) < len(texts):
-        found |= dict(engine.finished(60))
+        found |= dict(engine.finished(PATIENCE))
     assert timeless(found[n] for n in range(len(texts))) == timeless(expected)
     assert log.read_text().count("train x-8") == 2
 
