@@ -36,6 +36,10 @@ AFFINE = "x*gamma + beta"
 """What stands where a network has a norm without activation."""
 
 
+PROBE = "x/group_std(x)*gamma + beta"
+"""A layer on which a setting is tried before anything is searched."""
+
+
 class Rejected(Exception):
     """A candidate does not go on; with the stage, and why."""
 
@@ -180,3 +184,12 @@ def check(setting: Setting, objectives: Sequence[Objective]) -> None:
             raise NormcError(
                 f"no architecture is called `{name}`: there are {', '.join(ARCHITECTURES)}"
             )
+    images = torch.zeros(2, 1, 16, 16)
+    pair = Images.of(images, torch.zeros(2), images, torch.zeros(2), 2)
+    evaluation = Evaluation(setting, pair, objectives)
+    try:
+        for name in setting.architectures:
+            training = evaluation._training(name, parse(PROBE), setting.backend)
+            training.net(training.batch(2)[0])
+    except Exception as error:
+        raise NormcError(f"no network can be trained under this setting: {error}") from error

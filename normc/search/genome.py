@@ -74,7 +74,9 @@ def read(code: str, space: Space) -> Genome:
     for place, word in enumerate(code.split(), len(space.initial)):
         name, _, places = word.partition(":")
         numbers, row = places.split(","), space.table.get(name)
-        sound = all(p.isascii() and p.isdecimal() and int(p) < place for p in numbers)
+        sound = all(
+            p.isascii() and p.isdecimal() and len(p) < 9 and int(p) < place for p in numbers
+        )
         if row is None or len(numbers) != row.arity or not sound:
             raise NormcError(f"no node of this space: {word!r}")
         nodes.append(Node(name, tuple(map(int, numbers))))

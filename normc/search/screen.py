@@ -26,12 +26,12 @@ import torch
 from torch import Tensor
 
 from normc.language.axes import FULL
-from normc.language.definition import X
+from normc.language.definition import Definition, X
 from normc.language.expr import Expr, Var
 from normc.language.geometry import Geometry
 from normc.language.reductions import EPS
 from normc.reference import evaluate, view
-from normc.search.genome import Genome, crosses_samples, form, reads_input
+from normc.search.genome import BETA, GAMMA, Genome, crosses_samples, form, reads_input
 from normc.search.space import Space
 
 Series = Literal["B", "S"]
@@ -154,6 +154,23 @@ class Probes:
             other = begin + 0.5 * normal(*shape)
             elsewhere[param.var] = view(other, param.axes, GEOMETRY)
         return Probes(x, weights, start, elsewhere)
+
+
+def agree(one: Definition, other: Definition, space: Space) -> bool:
+    """Whether two layers of a space, with their affine transforms, have the same values.
+
+    Texts may differ: how a formula is simplified changes from version to version.
+    """
+    values = dict(Probes.of(space, 1e-5).elsewhere)
+    chance = torch.Generator().manual_seed(1)
+    for param in (GAMMA, BETA):
+        drawn = torch.randn(GEOMETRY.shape_of(param.axes), generator=chance, dtype=torch.float64)
+        values[param] = view(drawn, param.axes, GEOMETRY)
+    with torch.no_grad():
+        found = [evaluate(d.results, values, GEOMETRY, 1e-5) for d in (one, other)]
+    return len(found[0]) == len(found[1]) == 1 and torch.allclose(
+        *(f[0].expand(GEOMETRY.sizes()) for f in found), rtol=1e-6, atol=1e-9, equal_nan=True
+    )
 
 
 def fingerprint(value: Tensor) -> str:

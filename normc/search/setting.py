@@ -93,6 +93,9 @@ class Setting:
     def __post_init__(self) -> None:
         if not self.architectures or not self.objectives:
             raise NormcError("a search needs at least one architecture and one objective")
+        for names in (self.architectures, self.objectives):
+            if len(set(names)) < len(names):
+                raise NormcError(f"one of these is there twice: {', '.join(names)}")
         if self.quality.steps > self.recipe.steps:
             raise NormcError(
                 f"quality is judged after {self.quality.steps} steps, but training has "

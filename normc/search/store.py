@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import sqlite3
 from collections.abc import Generator, Iterator, Mapping
 from contextlib import closing, contextmanager
@@ -25,8 +26,10 @@ from normc.errors import NormcError
 from normc.language.parse import parse
 from normc.search.archive import Archive, Record
 from normc.search.evolve import Candidate
-from normc.search.genome import read
+from normc.search.genome import formula, read
+from normc.search.objectives import score_names
 from normc.search.outcome import STATUSES, Outcome
+from normc.search.screen import agree
 from normc.search.setting import Setting
 from normc.search.space import Space
 
@@ -78,9 +81,10 @@ class Store:
         room = path.with_name(f"{path.name}.new")
         for rest in room.parent.glob(f"{room.name}*"):
             rest.unlink()
-        connection = _connect(room)
+        connection = _opened(room)
         store = Store(room, connection)
         with closing(connection):
+            store._settle()
             connection.executescript(TABLES)
             connection.execute(f"PRAGMA application_id = {APPLICATION}")
             connection.execute(f"PRAGMA user_version = {VERSION}")
@@ -88,27 +92,40 @@ class Store:
                 store.note(key, value)
             connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")
         room.rename(path)
-        return Store(path, _connect(path))
+        return Store.open(path)
 
     @staticmethod
     def open(path: Path) -> Store:
         """An existing file, checked as far as SQLite can."""
         if not path.is_file():
             raise NormcError(f"there is no run in {path.parent}: {path.name} is missing")
-        store = Store(path, _connect(path))
-        with _readable(path):
-            application = store._pragma("application_id")
-            version = store._pragma("user_version")
-            state = store._pragma("quick_check")
-        if application != APPLICATION:
-            raise NormcError(f"{path} is not the file of a search")
-        if not isinstance(version, int) or version > VERSION:
-            raise NormcError(
-                f"{path} is of version {version}, this normc knows {VERSION}: update it"
-            )
-        if state != "ok":
-            raise NormcError(f"{path} is damaged: {state}")
+        store = Store(path, _opened(path))
+        try:
+            store._check()
+            store._settle()
+        except NormcError:
+            store.close()
+            raise
         return store
+
+    def _check(self) -> None:
+        """Raise `NormcError` unless the file is whole, and a search's; it stays as it is."""
+        with _readable(self.path):
+            application = self._pragma("application_id")
+            version = self._pragma("user_version")
+            state = self._pragma("quick_check")
+        if application != APPLICATION:
+            raise NormcError(f"{self.path} is not the file of a search")
+        if not isinstance(version, int) or version > VERSION:
+            raise NormcError(f"{self.path} is of version {version}, this normc reads {VERSION}")
+        if state != "ok":
+            raise NormcError(f"{self.path} is damaged: {state}")
+
+    def _settle(self) -> None:
+        """Have what is written from now on be on the disk when a statement ends."""
+        with _readable(self.path):
+            self.connection.execute("PRAGMA journal_mode = WAL")
+            self.connection.execute("PRAGMA synchronous = FULL")
 
     def close(self) -> None:
         """Let go of the file."""
@@ -144,9 +161,9 @@ class Store:
             self.connection.execute(
                 f"INSERT INTO {table} VALUES ({marks})", (*values, _digest(table, values))
             )
-        except sqlite3.IntegrityError as error:
-            raise NormcError(f"{table} {values[0]} is in the run already") from error
         except sqlite3.Error as error:
+            if "UNIQUE" in str(error):
+                raise NormcError(f"{table} {values[0]} is in the run already") from error
             raise NormcError(f"cannot write {self.path}: {error}") from error
 
     # --- reading -------------------------------------------------------------------------------
@@ -165,18 +182,32 @@ class Store:
     def archive(self) -> Archive:
         """All of the run; every row is checked, every formula parsed."""
         setting = self.setting()
-        outcomes = {int(row[0]): _outcome(row[1:]) for row in self._rows("outcome")}
+        count = len(score_names(setting))
+        outcomes, reranked, references = (
+            {row[0]: self._outcome(table, row, count) for row in self._rows(table)}
+            for table in ("outcome", "reranked", "reference")
+        )
         records: list[Record] = []
         for number, row in enumerate(self._rows("candidate")):
             if row[0] != number:
                 raise NormcError(f"{self.path} is damaged: candidate {number} is missing")
-            found = _candidate(row, setting.space)
+            with _sound(self.path, f"candidate {number}"):
+                found = _candidate(row, setting.space)
             records.append(Record(found, outcomes.pop(number, None)))
-        if outcomes:
-            raise NormcError(f"{self.path} is damaged: outcome {min(outcomes)} has no candidate")
-        references = {str(row[0]): _outcome(row[1:]) for row in self._rows("reference")}
-        reranked = {int(row[0]): _outcome(row[1:]) for row in self._rows("reranked")}
+        strange = [*outcomes, *(number for number in reranked if number >= len(records))]
+        if strange:
+            raise NormcError(f"{self.path} is damaged: there is no candidate {min(strange)}")
         return Archive(setting, tuple(records), references, reranked)
+
+    def _outcome(self, table: str, row: tuple[Any, ...], count: int) -> Outcome:
+        """The outcome of a row that begins with its key; it has that many scores, or none."""
+        with _sound(self.path, f"{table} {row[0]}"):
+            found = _outcome(row[1:])
+            if len(found.scores) != (count if found.status == "ok" else 0):
+                raise NormcError(f"{len(found.scores)} scores for a setting with {count}")
+            if not all(map(math.isfinite, found.scores)):
+                raise NormcError("a score is not finite")
+            return found
 
     def _rows(self, table: str) -> Iterator[tuple[Any, ...]]:
         """The rows of a table in order of their key, without their digests, which are compared."""
@@ -191,14 +222,12 @@ class Store:
         return self.connection.execute(f"PRAGMA {name}").fetchone()[0]
 
 
-def _connect(path: Path) -> sqlite3.Connection:
-    """A connection whose statements are transactions of their own, on the disk when they end."""
+def _opened(path: Path) -> sqlite3.Connection:
+    """A connection whose statements are transactions of their own; it changes nothing yet."""
     with _readable(path):
         connection = sqlite3.connect(path, isolation_level=None, timeout=30)
-        connection.execute("PRAGMA journal_mode = WAL")
-        connection.execute("PRAGMA synchronous = FULL")
-        connection.execute("PRAGMA foreign_keys = ON")
-        connection.execute("PRAGMA trusted_schema = OFF")
+    connection.execute("PRAGMA foreign_keys = ON")
+    connection.execute("PRAGMA trusted_schema = OFF")
     return connection
 
 
@@ -206,8 +235,24 @@ def _connect(path: Path) -> sqlite3.Connection:
 def _readable(path: Path) -> Generator[None]:
     try:
         yield
-    except sqlite3.Error as error:
+    except (sqlite3.Error, UnicodeError) as error:
         raise NormcError(f"cannot read {path}: {error}") from error
+
+
+@contextmanager
+def _sound(path: Path, what: str) -> Generator[None]:
+    """Whatever a row makes of those that read it is an error of the file's."""
+    try:
+        yield
+    except (
+        ArithmeticError,
+        AttributeError,
+        LookupError,
+        RecursionError,
+        TypeError,
+        ValueError,
+    ) as e:
+        raise NormcError(f"{path} is damaged: {what}: {e}") from e
 
 
 # --- rows -----------------------------------------------------------------------------------------
@@ -223,7 +268,8 @@ def _json(value: Any) -> str:
 
 def _row(outcome: Outcome) -> tuple[Any, ...]:
     o = outcome
-    return o.status, o.reason, _json(o.scores), _json(dict(o.measures)), o.seconds
+    reason = o.reason.encode("utf-8", "replace").decode()  # a file's name may be no text
+    return o.status, reason, _json(o.scores), _json(dict(o.measures)), float(o.seconds)
 
 
 def _outcome(row: tuple[Any, ...]) -> Outcome:
@@ -235,10 +281,11 @@ def _outcome(row: tuple[Any, ...]) -> Outcome:
 
 
 def _candidate(row: tuple[Any, ...], space: Space) -> Candidate:
-    """The candidate of a row; its formula has to be one, and its graph one of the space."""
+    """The candidate of a row; its formula has to be that of its graph, simplified or not."""
     number, graph, text, parent, screened = row
-    parse(text)
     genome = read(graph, space)
+    if not agree(parse(text), parse(formula(genome.expr(space), space)), space):
+        raise NormcError(f"{text!r} is not the formula of its graph")
     if parent is not None and not 0 <= parent < number:
         raise NormcError(f"candidate {number} cannot descend from {parent}")
     counts = {str(name): int(count) for name, count in json.loads(screened).items()}

@@ -192,7 +192,6 @@ def test_what_the_screen_rejects(name):
     assert Screen(EVONORM)(made(nodes)).rejected == stage
 
 
-@pytest.mark.xfail(reason="equality and zero are those of all bits")
 @pytest.mark.parametrize("name", ROUNDING)
 def test_rounding_hides_nothing(name):
     nodes, stage = ROUNDING[name]

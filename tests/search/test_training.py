@@ -293,7 +293,6 @@ def test_what_is_not_finite_is_infinite():
     assert worst_norm(tiny(Eager), images, classes, HOW) == math.inf
 
 
-@pytest.mark.xfail(reason="the ascent stays where it is, and the layer passes")
 def test_a_slope_that_is_not_finite_is_no_pass():
     """The norm of the gradient is small, and its own derivative infinite: |w|^1.5 at zero."""
 
