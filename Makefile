@@ -24,11 +24,12 @@ demo: $(INSTALLED)  ## compile a layer, check it and train with it (FORMULA="x/g
 
 test: $(INSTALLED)  ## run the tests, cheapest first; those for a GPU are skipped without one
 	$(BIN)/python -m pytest -n 2 -m "not interpret and not thorough"
-	TRITON_INTERPRET=1 $(BIN)/python -m pytest -n 2 -m interpret
+	TRITON_INTERPRET=1 $(BIN)/python -m pytest -n 2 -m "interpret and not thorough"
 
 thorough: $(INSTALLED)  ## run the tests that try the same on more layers
 	$(BIN)/python -m pip install --quiet -c constraints.txt -e ".[ray]"
-	$(BIN)/python -m pytest -n 2 -m thorough
+	$(BIN)/python -m pytest -n 2 -m "thorough and not interpret"
+	TRITON_INTERPRET=1 $(BIN)/python -m pytest -n 2 -m "thorough and interpret"
 
 check: $(INSTALLED)  ## lint, formatting and types
 	$(BIN)/ruff check .
