@@ -45,7 +45,7 @@ def found(archive: Archive, evaluations: int) -> dict[str, Any]:
 def main(
     folder: Annotated[Path, typer.Argument(help="Where the runs are, or are to be.")],
     seeds: Annotated[int, typer.Option(help="How many.")] = 5,
-    evaluations: Annotated[int, typer.Option(help="Of each run.")] = 200,
+    evaluations: Annotated[int, typer.Option(help="Of each run.")] = 150,
     workers: Annotated[int, typer.Option(help="Processes.")] = 2,
     out: Annotated[Path, typer.Option(help="Where the figures are kept.")] = DATA,
 ) -> None:

@@ -8,16 +8,14 @@
 
 Layers are those of KNResNet-18 at low resolution. Times are of forward, and of forward with
 backward, measured in turns in one process. ``kept`` are the bytes that forward keeps for backward,
-``peak`` by how much the process grows in a first step, each in a process of its own.
+``peak`` those that torch holds at the same time in a step, both without x's and the parameters'.
 """
 
 from __future__ import annotations
 
 import json
-import resource
-import subprocess
-import sys
 from collections.abc import Callable
+from itertools import accumulate
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -25,14 +23,14 @@ import torch
 import torch.nn.functional as F
 import typer
 from torch import Tensor, nn
+from torch.profiler import ProfilerActivity, profile
 
 from normc.analysis.machine import environment
 from normc.analysis.timing import interleave
 from normc.nn.kernel_norm import KernelNorm2d
 from normc.nn.kn_conv import KNConv2d
 
-ROOT = Path(__file__).parents[1]
-DATA = ROOT / "docs" / "benchmarks" / "kn_conv.json"
+DATA = Path(__file__).parents[1] / "docs" / "benchmarks" / "kn_conv.json"
 
 LAYERS = {  # channels before and behind, kernel, padding, height and width
     "stem": (3, 64, 3, 1, 32),
@@ -42,7 +40,6 @@ LAYERS = {  # channels before and behind, kernel, padding, height and width
     "square": (64, 64, 3, 1, 32),  # not of KNResNet-18: the kernel of most other networks
 }
 BASE, DROP = "conv", 0.05
-Layer = tuple[int, int, int, int, int]
 
 
 class Eager(KNConv2d):
@@ -80,8 +77,8 @@ def step(module: nn.Module, x: Tensor) -> list[Tensor]:
 
 
 def kept(module: nn.Module, x: Tensor) -> int:
-    """Bytes that forward keeps for backward, each storage once, without the parameters."""
-    own = {p.untyped_storage().data_ptr() for p in module.parameters()}
+    """Bytes that forward keeps for backward, each storage once."""
+    own = {t.untyped_storage().data_ptr() for t in (x, *module.parameters())}
     found: dict[int, Any] = {}
 
     def pack(t: Tensor) -> Tensor:
@@ -93,32 +90,20 @@ def kept(module: nn.Module, x: Tensor) -> int:
     return sum(s.nbytes() for place, s in found.items() if place not in own)
 
 
-def _input(layer: Layer, batch: int) -> Tensor:
-    before, _, _, _, side = layer
-    return torch.randn(batch, before, side, side, requires_grad=True)
-
-
-def grown(name: str, layer: Layer, batch: int) -> int:
-    """By how many bytes this process grows in the first large step."""
-    module = MAKE[name](*layer[:4])
-    step(module, _input((*layer[:4], layer[2]), 1))  # kernels are compiled
-    x = _input(layer, batch)
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    step(module, x)
-    return 1024 * (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)
-
-
-def _peak(name: str, row: str, batch: int) -> int:
-    """`grown` in a process of its own."""
-    command = [sys.executable, "-m", "benchmarks.kn_conv", "--batch", str(batch)]
-    command += ["--layers", row, "--only", name]
-    return int(subprocess.run(command, cwd=ROOT, check=True, capture_output=True).stdout)
+def peak(module: nn.Module, x: Tensor) -> int:
+    """Bytes that torch holds for a step at the same time, beside x and the parameters."""
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as found:
+        step(module, x)
+    events = [e for e in found.profiler.kineto_results.events() if e.name() == "[memory]"]
+    events.sort(key=lambda e: e.start_ns())
+    return max(accumulate(e.nbytes() for e in events), default=0)
 
 
 def _row(row: str, batch: int, rounds: int) -> dict[str, Any]:
     """One layer: times in milliseconds, ratios to the convolution's, bytes."""
     modules = {name: make(*LAYERS[row][:4]) for name, make in MAKE.items()}
-    x = _input(LAYERS[row], batch)
+    before, *_, side = LAYERS[row]
+    x = torch.randn(batch, before, side, side, requires_grad=True)
     with torch.no_grad():
         forward = interleave({n: lambda m=m: m(x) for n, m in modules.items()}, rounds)
     both = interleave({n: lambda m=m: step(m, x) for n, m in modules.items()}, rounds)
@@ -129,7 +114,7 @@ def _row(row: str, batch: int, rounds: int) -> dict[str, Any]:
             "both_ms": round(1e3 * both.median(name), 3),
             "both_ratio": round(both.ratio(name, BASE), 3),
             "kept": kept(module, x),
-            "peak": _peak(name, row, batch),
+            "peak": peak(module, x),
         }
         for name, module in modules.items()
     }
@@ -141,14 +126,10 @@ def main(
     layers: Annotated[str, typer.Option(help="Names of layers, separated by commas.")] = "",
     threads: Annotated[int, typer.Option(min=0, help="0: as many as torch takes.")] = 0,
     output: Annotated[Path, typer.Option(help="The JSON.")] = DATA,
-    only: Annotated[str, typer.Option(hidden=True)] = "",
 ) -> None:
     """Measure, print, and write the numbers."""
     torch.set_num_threads(threads or torch.get_num_threads())
     chosen = layers.split(",") if layers else list(LAYERS)
-    if only:  # asked by `_peak`
-        print(grown(only, LAYERS[chosen[0]], batch))
-        return
     rows = {row: {"layer": LAYERS[row], **_row(row, batch, rounds)} for row in chosen}
     record = {"environment": environment("system"), "batch": batch, "dtype": "float32"}
     text = json.dumps({**record, "rows": rows}, indent=1)

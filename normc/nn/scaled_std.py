@@ -17,7 +17,6 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from functools import cached_property
 from typing import Any
 
 import torch
@@ -49,7 +48,6 @@ GAMMAS = {  # the constants of deepmind's base.py, which timm repeats
 """gamma = 1/sqrt(Var g(z)), z ~ N(0, 1), as published code has it: estimates from samples, up to
 0.09 % above the exact values, which quadrature gives. Use these to match published networks."""
 
-
 FORMS = {  # a published form: the weight's formula without gamma, and its epsilon
     "deepmind": ("(x - layer_mean(x)) / sqrt(max(layer_var(x)*layer_sum(1), eps)) * gain", 1e-4),
     "timm": ("(x - layer_mean(x)) / layer_std(x) / sqrt(layer_sum(1)) * gain", 1e-6),
@@ -57,19 +55,17 @@ FORMS = {  # a published form: the weight's formula without gamma, and its epsil
 """A layer statistic is over all but the sample: the whole fan-in of an output channel, which
 ``layer_sum(1)`` counts."""
 
-
-_SHARED = ("in_channels", "out_channels", "kernel_size", "stride", "padding", "dilation", "groups",
-           "padding_mode")  # fmt: skip
+_SIZES = ("in_channels", "out_channels", "kernel_size", "stride", "padding", "dilation", "groups")
 
 
 @dataclass(frozen=True)
 class Standardization:
-    """What is done to a weight: a form, the activation's gamma, an epsilon, a backend."""
+    """What is done to a weight: a form, the activation's gamma, an epsilon; and the op for it."""
 
     form: str
     gamma: float
     eps: float
-    backend: str
+    op: Op
 
     @staticmethod
     def of(form: str, gamma: float | str, eps: float | None, backend: str) -> Standardization:
@@ -79,13 +75,10 @@ class Standardization:
         eps = FORMS[form][1] if eps is None else eps
         if not 0 <= eps < math.inf:
             raise NormcError(f"eps must be a number not below 0, not {eps}")
-        return Standardization(form, gamma_of(gamma), eps, backend)
-
-    @cached_property
-    def op(self) -> Op:
-        """The formula of the weight, compiled; gamma is a number in it."""
-        factor = "" if self.gamma == 1 else f"{self.gamma!r} * "
-        return Op(parse(f"input gain[n]; {factor}{FORMS[self.form][0]}"), self.backend)
+        gamma = gamma_of(gamma)
+        factor = "" if gamma == 1 else f"{gamma!r} * "
+        op = Op(parse(f"input gain[n]; {factor}{FORMS[form][0]}"), backend)
+        return Standardization(form, gamma, eps, op)
 
     def __call__(self, weight: Tensor, gain: Tensor) -> Tensor:
         """The standardized weight, from a weight (C_out, ...) and a gain (C_out,)."""
@@ -103,10 +96,8 @@ def gamma_of(gamma: float | str) -> float:
     """
     if isinstance(gamma, str):
         if gamma not in GAMMAS:
-            raise NormcError(
-                f"no gamma is published for `{gamma}`{nearest(gamma, GAMMAS)}: pass a number, "
-                "1/sqrt of the variance of the activation of a standard normal"
-            )
+            near = nearest(gamma, GAMMAS)
+            raise NormcError(f"no gamma is published for `{gamma}`{near}: pass 1/sqrt(Var g(z))")
         return GAMMAS[gamma]
     if not 0 < gamma < math.inf:
         raise NormcError(f"gamma must be a number above 0, not {gamma}")
@@ -117,6 +108,7 @@ class _Standardized(nn.Module):
     """What the layers share; it stands in front of torch's class."""
 
     weight: Tensor
+    bias: Tensor | None
     gain: nn.Parameter
     standardization: Standardization
 
@@ -146,8 +138,9 @@ class ScaledStdConv2d(_Standardized, nn.Conv2d):
     at 1. In deepmind's form the weight starts as N(0, 1/N) and the bias at 0 (their layers always
     have one); in timm's both as in nn.Conv2d.
 
-    The weight is standardized in every call, in evaluation too: two passes over the weight, no
-    state to go stale. Where that matters, keep `standardized_weight` in a plain nn.Conv2d.
+    The weight is standardized in every call, in evaluation too: nothing is kept that could go
+    stale, at the price of a few passes over the weight. To pay it once, give a plain nn.Conv2d the
+    `standardized_weight`.
     Raises `ShapeError` for a fan-in of one, of which nothing would be left.
     """
 
@@ -187,7 +180,7 @@ class ScaledStdConv2d(_Standardized, nn.Conv2d):
         """
         if type(conv) is ScaledStdConv2d or not isinstance(conv, nn.Conv2d):  # pyright: ignore
             raise NormcError(f"from_conv takes a plain nn.Conv2d, not a {type(conv).__name__}")
-        same: dict[str, Any] = {name: getattr(conv, name) for name in _SHARED}
+        same: dict[str, Any] = {name: getattr(conv, name) for name in (*_SIZES, "padding_mode")}
         place = {"device": "meta", "dtype": conv.weight.dtype}
         made = cls(**same, bias=conv.bias is not None, **place, **options)
         _take(made, conv)
@@ -229,7 +222,7 @@ class ScaledStdLinear(_Standardized, nn.Linear):
 
 def _start(layer: _Standardized) -> None:
     """Where parameters start; weight and bias have torch's values, which timm keeps."""
-    fan_in = layer.weight[0].numel()
+    fan_in = layer.weight.shape[1:].numel()
     if fan_in == 1:
         raise ShapeError(
             "an output channel with a fan-in of 1 is its own mean, so its standardized weight is 0 "
@@ -238,8 +231,8 @@ def _start(layer: _Standardized) -> None:
     nn.init.ones_(layer.gain)
     if layer.standardization.form == "deepmind":
         nn.init.normal_(layer.weight, std=fan_in**-0.5)
-        if (bias := layer._parameters["bias"]) is not None:
-            nn.init.zeros_(bias)
+        if layer.bias is not None:
+            nn.init.zeros_(layer.bias)
 
 
 def _take(made: ScaledStdConv2d, conv: nn.Conv2d) -> None:
@@ -247,6 +240,5 @@ def _take(made: ScaledStdConv2d, conv: nn.Conv2d) -> None:
     for name, value in (("weight", conv.weight), ("bias", conv.bias)):
         if value is not None:  # pyright: ignore[reportUnnecessaryComparison]
             setattr(made, name, nn.Parameter(value.detach().clone(), value.requires_grad))
-    ones = torch.ones(conv.out_channels, dtype=conv.weight.dtype, device=conv.weight.device)
-    made.gain = nn.Parameter(ones)
+    made.gain = nn.Parameter(conv.weight.new_ones(conv.out_channels))
     made.train(conv.training)

@@ -1,0 +1,219 @@
+"""Isometric: how the scale of gradients depends on the number of groups, and which keeps it.
+
+Kim, Choi, Jang, Kim, "On the Ideal Number of Groups for Isometric Gradient Propagation", arXiv
+2302.03193, derive a number of groups per layer that calibrates the scale of gradients. Their closed
+form was not at hand when this was written: **nothing here is theirs**. This is a measured
+counterpart, of the unit x -> convolution -> norm(G) -> activation at its initialisation:
+
+    ratio = mean square of dL/dx / mean square of dL/dy
+
+with random weights of variance 1/fan-in, x the output of such an activation of a unit Gaussian, and
+a unit Gaussian dL/dy that knows nothing of x. It goes through the compiled backward. For GroupNorm
+with m = fan_out/G channels per group and no positions, with a ReLU-like activation or none, the
+mean is also derived, taking values within a group for independent Gaussians:
+
+    ratio = fan_out/fan_in * (m - 2)/(m - 3),    m > 3
+
+(of m directions, centring and scaling take two; 1/variance of m values is m/(m - 3) in the mean;
+what the activation takes from the gradient it takes from x, too).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm  # pyright: ignore[reportPrivateUsage]
+from torch.nn.modules.instancenorm import _InstanceNorm  # pyright: ignore[reportPrivateUsage]
+
+from normc.analysis.isometric_unit import By, Ratio, derived, sampled, unit_of
+from normc.analysis.trace import Data, Watch, batches, untouched
+from normc.errors import NormcError
+from normc.formula import Formula
+from normc.ops.layer import Layer
+
+Method = Literal["auto", "derived", "sampled"]
+
+_NORMS = (_BatchNorm, _InstanceNorm, nn.GroupNorm, nn.LayerNorm, nn.RMSNorm, Layer)
+
+
+@dataclass(frozen=True)
+class Isometric:
+    """The ratios of a unit over all numbers of groups, and the one whose ratio is closest to 1."""
+
+    unit: str  # the formula, with its activation
+    fan_in: int
+    fan_out: int
+    kernel: int
+    by: By
+    ratios: tuple[Ratio, ...]
+    groups: int
+
+    def show(self) -> str:
+        """A table as text, the choice marked with a star."""
+        head = f"{'groups':>7} {'channels':>9} {'derived':>9} {'mean':>9} {'+-':>8} {'median':>9}"
+        title = f"{self.unit}\n{self.fan_in} -> {self.fan_out}, kernel {self.kernel}"
+        lines = [f"{title}: Var(dL/dx)/Var(dL/dy)", f"{head}  68 % of samples"]
+        for r in self.ratios:
+            cells = [_cell(r.derived, 9), _cell(r.mean, 9), _cell(r.error, 8), _cell(r.median, 9)]
+            spread = "" if r.low is None or r.high is None else f"{r.low:.3g} to {r.high:.3g}"
+            star = "*" if r.groups == self.groups else " "
+            lines.append(f"{star}{r.groups:6} {r.channels:9} {' '.join(cells)}  {spread}".rstrip())
+        return "\n".join(lines)
+
+
+def _cell(value: float | None, width: int) -> str:
+    return f"{'-' if value is None else f'{value:.4g}':>{width}}"
+
+
+def isometric_groups(
+    formula: Formula | str,
+    fan_in: int,
+    fan_out: int,
+    kernel: int = 1,
+    activation: Formula | str | None = None,
+    *,
+    stride: int = 1,
+    size: int | None = None,
+    before: Formula | str | None = None,
+    by: By = "mean",
+    method: Method = "auto",
+    draws: int = 20,
+    inputs: int | None = None,
+    eps: float | None = None,
+    seed: int = 0,
+) -> Isometric:
+    """The gradient scale ratio of a unit for every number of groups, and the most isometric one.
+
+    The unit is a convolution of ``fan_in`` to ``fan_out`` channels, ``kernel`` and ``stride`` in
+    both directions, over maps of ``size`` x ``size`` (default 1 for kernel 1, a linear layer, else
+    8), wrapped around at the borders; then ``formula``, then ``activation`` ("relu" or any
+    point-wise formula). Both fans count channels, without the kernel. Parameters have their initial
+    values. x is ``before(z)``, z unit Gaussian; by default ``activation``, or for a formula that
+    contains its activation the formula itself.
+
+    ``method`` "auto" derives the mean where that holds (see above) and ``by`` is "mean", and else
+    samples ``draws`` weights with ``inputs`` samples each (50, for maps 10, whose positions are
+    samples, too), the same for all numbers of groups.
+    Candidates are the divisors of ``fan_out``; chosen is the one with the smallest ``abs(log
+    ratio)`` by ``by``, of equals the fewer groups. Below seven channels per group the samples have
+    heavy tails: the median is far below the mean, whose standard error says little.
+
+    Raises `NormcError` for a formula whose statistics do not know groups, or if nothing is derived
+    that ``method`` asks for.
+
+    >>> isometric_groups("group_norm", 256, 192, activation="relu").groups
+    32
+    """
+    unit = unit_of(formula, activation, before, (fan_in, fan_out, kernel, stride, size), eps)
+    if by not in ("mean", "median") or method not in ("auto", "derived", "sampled"):
+        raise NormcError('by is "mean" or "median", method "auto", "derived" or "sampled"')
+    if method == "derived" and not (unit.derivable and by == "mean"):
+        raise NormcError(
+            "derived is only the mean, of GroupNorm with relu, leaky_relu or no activation, kernel "
+            'and size 1: use method="sampled"'
+        )
+    found = derived(unit)
+    known = by == "mean" and any(r.derived is not None for r in found)
+    if method == "sampled" or not (known or method == "derived"):
+        count = inputs or (50 if unit.size == 1 else 10)
+        found = sampled(unit, found, draws, count, seed)
+    return Isometric(
+        unit.formula.text, fan_in, fan_out, kernel, by, tuple(found), _choice(found, by)
+    )
+
+
+def _choice(found: Sequence[Ratio], by: By) -> int:
+    if len(found) == 1:
+        return 1
+    ranked = [(abs(math.log(v)), r.groups) for r in found if (v := r.value(by)) and v < math.inf]
+    if not ranked:
+        raise NormcError("no number of groups has a finite ratio above 0, of those looked at")
+    return min(ranked)[1]
+
+
+# --- a whole model -------------------------------------------------------------------------------
+
+
+def isometric_groups_of(
+    model: nn.Module,
+    formula: Formula | str,
+    data: Data | None = None,
+    *,
+    shape: Sequence[int] | None = None,
+    activation: Formula | str | None = None,
+    largest: int = 8,
+    **how: Any,
+) -> dict[str, int]:
+    """The most isometric number of groups for every norm of a model, by the norm's path.
+
+    The model runs once, on the first batch of ``data`` or a unit Gaussian one of ``shape``, and is
+    left as it was. A norm is one of torch's or a `Layer`; ``formula`` stands in its place, with
+    ``activation`` behind it. What feeds it is the last convolution or linear layer on the way that
+    has most of them: fans, kernel and stride are its, maps are those seen, but at most ``largest``
+    in both directions. Convolutions with groups count as dense, kernels that are not square as
+    square ones of about the same area. ``how`` are other arguments of `isometric_groups`.
+
+    Norms that nothing feeds, or whose channels are not those of what feeds them (as behind a
+    concatenation), are left out. Raises `NormcError` as `isometric_groups` does.
+    """
+    (x,) = batches(model, data, shape, 1, how.get("seed", 0))
+    feeds = _Feeds(model, largest)
+    with untouched(model, True, how.get("seed", 0)):
+        feeds.run(x)
+    known: dict[_Sizes, int] = {}
+    for sizes in feeds.found.values():
+        if sizes not in known:
+            fan_in, fan_out, kernel, stride, size = sizes
+            known[sizes] = isometric_groups(
+                formula, fan_in, fan_out, kernel, activation, stride=stride, size=size, **how
+            ).groups  # fmt: skip
+    return {name: known[sizes] for name, sizes in feeds.found.items()}
+
+
+_Sizes = tuple[int, int, int, int, int]
+"""fan_in, fan_out, kernel, stride, size."""
+
+
+class _Feeds(Watch):
+    """Notes the sizes of what feeds each norm, at its first call."""
+
+    def __init__(self, model: nn.Module, largest: int) -> None:
+        super().__init__(model)
+        self.largest = largest
+        self.found: dict[str, _Sizes] = {}
+
+    def entered(self, name: str, args: Sequence[Any]) -> None:
+        norm = self.model.get_submodule(name)
+        trail = self.trail(args[0]) if isinstance(norm, _NORMS) and args else None
+        if trail is None or trail.fed is None or name in self.found:
+            return
+        sizes = self._sizes(self.model.get_submodule(trail.fed), args[0])
+        if sizes is not None and sizes[1] == _channels(norm):
+            self.found[name] = sizes
+
+    def _sizes(self, feeder: Any, x: Tensor) -> _Sizes | None:
+        if isinstance(feeder, nn.Linear):
+            positions = math.isqrt(math.prod(x.shape[1:-1]))
+            size = max(1, min(self.largest, positions))
+            return feeder.in_features, feeder.out_features, 1, 1, size
+        if not hasattr(feeder, "kernel_size") or getattr(feeder, "transposed", False):
+            return None
+        area: float = math.prod(feeder.kernel_size) ** (1 / len(feeder.kernel_size))
+        kernel, stride = round(area), max(feeder.stride)
+        size = max(kernel, min(self.largest, min(x.shape[2:]) * stride))
+        return feeder.in_channels, feeder.out_channels, kernel, stride, -(-size // stride) * stride
+
+
+def _channels(norm: nn.Module) -> int:
+    """The channels of a norm, 0 where it normalizes several dimensions."""
+    shape: Any = getattr(norm, "normalized_shape", None)
+    if shape is not None:
+        return shape[0] if len(shape) == 1 else 0
+    return getattr(norm, "num_features", 0) or getattr(norm, "num_channels", 0)
+
+
+__all__ = ["By", "Isometric", "Method", "Ratio", "isometric_groups", "isometric_groups_of"]

@@ -1,0 +1,3 @@
+"""Layers and networks from papers, built on compiled formulas."""
+
+__all__: list[str] = []
