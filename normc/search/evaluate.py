@@ -94,6 +94,12 @@ class Evaluation:
         trained = Trained(formula, how, {n: t.net for n, t in trainings.items()}, accuracies)
         return self._measured(trained)
 
+    def probe(self) -> None:
+        """Make every network and run it once; raises what that raises, whatever the candidate."""
+        for name in self.setting.architectures:
+            training = self._training(name, parse(PROBE), self.setting.backend)
+            training.net(training.batch(2)[0])
+
     def _tapes(self) -> bool:
         """Whether the first network begins on a tape, which no compiler has to make: most
         candidates end there, and a compiler would take as long as their training."""
@@ -188,8 +194,6 @@ def check(setting: Setting, objectives: Sequence[Objective]) -> None:
     pair = Images.of(images, torch.zeros(2), images, torch.zeros(2), 2)
     evaluation = Evaluation(setting, pair, objectives)
     try:
-        for name in setting.architectures:
-            training = evaluation._training(name, parse(PROBE), setting.backend)
-            training.net(training.batch(2)[0])
+        evaluation.probe()
     except Exception as error:
         raise NormcError(f"no network can be trained under this setting: {error}") from error

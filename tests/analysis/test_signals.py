@@ -354,6 +354,15 @@ def test_running_statistics_are_used_on_demand():
     assert running.variance == pytest.approx(variance(net[0](x)), rel=1e-3)
 
 
+@pytest.mark.slow
+def test_compiled_models_are_looked_at_uncompiled():
+    net = chain(Scaled, 8, 8)
+    want = signal_propagation(net, shape=SHAPE)
+    found = signal_propagation(torch.compile(net, backend="eager"), shape=SHAPE)
+    assert [b.name for b in found.blocks] == ["(input)", "_orig_mod.1", "_orig_mod.2"]
+    assert [b.variance for b in found.blocks] == [b.variance for b in want.blocks]
+
+
 # --- refusals ------------------------------------------------------------------------------------
 
 
