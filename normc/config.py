@@ -106,6 +106,7 @@ TABLE = (
 FOREIGN = {
     "CC": "The C compiler; when unset, the first of cc, gcc and clang.",
     "TRITON_INTERPRET": "Triton's own: 1 runs its kernels in Python, without a GPU.",
+    "RAY_USAGE_STATS_ENABLED": "Ray's own: a search sets it to 0 where it is not set.",
 }
 """Variables that belong to other tools and that normc reads where they are needed."""
 

@@ -139,7 +139,9 @@ class Back:
         whole = ""  # what tells x's shape, where no cotangent does
         if program and not any(recipe.outputs[n] == FULL for n in found.results):
             whole = recipe.names[recipe.full]
-        needed = {*read, whole, *(_below(found, read) if program else ())}
+        needed = {*read, whole}
+        if program and needed.isdisjoint(found.results):  # results serve second derivatives, too
+            needed.update(_below(found, read))
         self.kept = tuple(n for n in saved if n in needed)  # of what forward had or made
         self.read = tuple(n for n in self.cotangents if n in read)
         self.full = FULL in read.values()

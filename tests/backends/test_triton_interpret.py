@@ -129,7 +129,7 @@ def in_turns():
                 yield pytest.param(name, layout, schedule, marks=marks)
 
 
-@pytest.mark.parametrize(("name", "layout", "schedule"), in_turns())
+@pytest.mark.parametrize(("name", "layout", "schedule"), list(in_turns()))
 def test_every_schedule_of_every_layer(name, layout, schedule):
     text = normc.zoo[name].text if name in normc.zoo else name
     agrees(text, Case(BY_NAME[layout], (2, 4, 3, 1), 2, "float32", 3), small(schedule), 1e-4)
