@@ -81,7 +81,7 @@ class Watch(TorchFunctionMode):
                     module.register_forward_hook(after, with_kwargs=True),
                 ):
                     stack.callback(handle.remove)
-            x = x.view_as(x)  # another object than the caller's
+            x = x.clone()  # the model may work in place
             self._trails[x] = Trail(0, None)
             stack.enter_context(self)
             functional_call(self.model, buffers, (x,))

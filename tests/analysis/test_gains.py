@@ -114,9 +114,12 @@ def test_the_standard_error_is_one():
     exact = moments("relu").variance
     close = [
         abs(m.variance - exact) < m.error
-        for m in (moments("relu", sample=(4, 8), draws=30, seed=s) for s in range(30))
+        for m in (moments("relu(x) + 3", sample=(4, 8), draws=30, seed=s) for s in range(30))
     ]
     assert 13 <= sum(close) <= 28
+    found = moments("relu(x) + 3", sample=(4, 8), draws=30)
+    more = (found.variance + 0.01 * found.error) ** -0.5
+    assert found.gain_error == pytest.approx((found.gain - more) / 0.01, rel=0.01)
 
 
 @pytest.mark.cpu

@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import nn
 
 import normc
-from normc.analysis.isometric import isometric_groups, isometric_groups_of
+from normc.analysis.isometric import Ratio, _choice, isometric_groups, isometric_groups_of
 from normc.analysis.isometric_unit import _draw, unit_of
 from normc.errors import FormulaError, NormcError, ShapeError
 
@@ -139,6 +139,12 @@ def test_what_is_chosen():
         assert found.groups == min(away, key=away.get)
         assert f"*{found.groups:6} " in found.show()
         assert found.show().count("*") - found.unit.count("*") == 1
+
+
+def test_closest_to_one_is_meant_by_factors():
+    assert _choice([Ratio(1, 8, 0.6), Ratio(2, 4, 1.5), Ratio(4, 2, None)], "mean") == 2
+    assert _choice([Ratio(1, 8, 0.5), Ratio(2, 4, 2.0)], "mean") == 1
+    assert _choice([Ratio(1, 8, 1.0, mean=3.0), Ratio(2, 4, 2.0, mean=1.0)], "mean") == 2
 
 
 @pytest.mark.cpu

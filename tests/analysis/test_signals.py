@@ -65,8 +65,8 @@ class Scaled(nn.Module):
 
     def forward(self, x):
         out = self.drop_path(self.f(x.relu() * 0.5))
-        out = out * self.layer_scale.view(-1, 1, 1)
         out.mul_(self.gain)
+        out = out * self.layer_scale.view(-1, 1, 1)
         return (0.2 * out / 7).add(x)
 
 
@@ -334,6 +334,13 @@ def test_a_model_is_left_as_it_was():
         assert all(p.grad is None for p in net.parameters())
     assert seen  # hooks of others do run
     handle.remove()
+
+
+def test_data_are_left_as_they_were():
+    x = torch.randn(SHAPE)
+    before, net = x.clone(), nn.Sequential(nn.ReLU(inplace=True), chain(Scaled, 4))
+    assert len(signal_propagation(net, x).blocks) == 2
+    assert torch.equal(x, before)
 
 
 def test_it_is_repeatable_and_without_dropout():
