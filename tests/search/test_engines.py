@@ -218,7 +218,7 @@ def test_images_travel_as_numbers_and_not_through_shared_memory(dtype):
 def test_the_next_are_prepared_while_others_train(closing, log, monkeypatch):
     monkeypatch.setattr(engines, "begin_preparing", faults.begin_preparing)
     monkeypatch.setattr(engines, "prepare", faults.prepare)
-    local = closing(Local(job(LOGGED), 1, preparers=1))
+    local = closing(Local(job(LOGGED, limits=Limits(seconds=4.0)), 1, preparers=1))
     assert local.depth == 2
     outcomes(local, ["x - 0.01"])  # now both processes are there
     texts = ["x - 1.5", "x - 0.4", "x - 0.5", "x - 0.1", "x - 0.2", "x - 0.3", "x - 0"]
