@@ -23,21 +23,26 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any, Literal
 
 from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _BatchNorm  # pyright: ignore[reportPrivateUsage]
-from torch.nn.modules.instancenorm import _InstanceNorm  # pyright: ignore[reportPrivateUsage]
 
 from normc.analysis.isometric_unit import By, Ratio, derived, sampled, unit_of
-from normc.analysis.trace import Data, Watch, batches, untouched
-from normc.errors import NormcError
+from normc.analysis.trace import Watch, batches, untouched
+from normc.errors import NormcError, ShapeError
 from normc.formula import Formula
+from normc.ops.dropin import activates
+from normc.ops.grouping import Data
 from normc.ops.layer import Layer
+from normc.ops.replace import NORMS
 
 Method = Literal["auto", "derived", "sampled"]
 
-_NORMS = (_BatchNorm, _InstanceNorm, nn.GroupNorm, nn.LayerNorm, nn.RMSNorm, Layer)
+_NORMS = (*NORMS, Layer)
+
+LARGEST = 8
+"""Maps are sampled up to this height and width."""
 
 
 @dataclass(frozen=True)
@@ -145,7 +150,7 @@ def isometric_groups_of(
     *,
     shape: Sequence[int] | None = None,
     activation: Formula | str | None = None,
-    largest: int = 8,
+    largest: int = LARGEST,
     **how: Any,
 ) -> dict[str, int]:
     """The most isometric number of groups for every norm of a model, by the norm's path.
@@ -191,21 +196,56 @@ class _Feeds(Watch):
         trail = self.trail(args[0]) if isinstance(norm, _NORMS) and args else None
         if trail is None or trail.fed is None or name in self.found:
             return
-        sizes = self._sizes(self.model.get_submodule(trail.fed), args[0])
+        sizes = _sizes(self.model.get_submodule(trail.fed), args[0], self.largest)
         if sizes is not None and sizes[1] == _channels(norm):
             self.found[name] = sizes
 
-    def _sizes(self, feeder: Any, x: Tensor) -> _Sizes | None:
-        if isinstance(feeder, nn.Linear):
-            positions = math.isqrt(math.prod(x.shape[1:-1]))
-            size = max(1, min(self.largest, positions))
-            return feeder.in_features, feeder.out_features, 1, 1, size
-        if not hasattr(feeder, "kernel_size") or getattr(feeder, "transposed", False):
-            return None
-        area: float = math.prod(feeder.kernel_size) ** (1 / len(feeder.kernel_size))
-        kernel, stride = round(area), max(feeder.stride)
-        size = max(kernel, min(self.largest, min(x.shape[2:]) * stride))
-        return feeder.in_channels, feeder.out_channels, kernel, stride, -(-size // stride) * stride
+
+def _sizes(feeder: Any, x: Tensor | None, largest: int) -> _Sizes | None:
+    """What is asked of `isometric_groups` behind a module, and None where it cannot be asked.
+
+    Maps are as large as x, which the module made; without one no smaller than ``largest``, and
+    a linear layer has no positions.
+    """
+    if isinstance(feeder, nn.Linear):
+        positions = 1 if x is None else math.isqrt(math.prod(x.shape[1:-1]))
+        return feeder.in_features, feeder.out_features, 1, 1, max(1, min(largest, positions))
+    if not hasattr(feeder, "kernel_size") or getattr(feeder, "transposed", False):
+        return None
+    area: float = math.prod(feeder.kernel_size) ** (1 / len(feeder.kernel_size))
+    kernel, stride = round(area), max(feeder.stride)
+    seen = largest if x is None else min(x.shape[2:]) * stride
+    size = max(kernel, min(largest, seen))
+    return feeder.in_channels, feeder.out_channels, kernel, stride, -(-size // stride) * stride
+
+
+# --- groups="isometric" ---------------------------------------------------------------------------
+
+
+def of_layer(formula: Formula, after: nn.Module) -> int:
+    """The number of groups behind a convolution or linear layer; `ShapeError` for other modules."""
+    sizes = _sizes(after, None, LARGEST)
+    if sizes is None:
+        raise ShapeError(f"after={type(after).__name__}: expected a convolution or linear layer")
+    return _found(formula, _behind(formula), sizes)
+
+
+def of_model(
+    model: nn.Module, formula: Formula, data: Data | None, shape: Sequence[int] | None
+) -> dict[str, int]:
+    """`isometric_groups_of`, with a relu behind a formula without an activation of its own."""
+    return isometric_groups_of(model, formula, data, shape=shape, activation=_behind(formula))
+
+
+def _behind(formula: Formula) -> str | None:
+    return None if activates(formula) else "relu"
+
+
+@lru_cache(maxsize=1024)
+def _found(formula: Formula, activation: str | None, sizes: _Sizes) -> int:
+    fan_in, fan_out, kernel, stride, size = sizes
+    found = isometric_groups(formula, fan_in, fan_out, kernel, activation, stride=stride, size=size)
+    return found.groups
 
 
 def _channels(norm: nn.Module) -> int:

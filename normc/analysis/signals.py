@@ -19,9 +19,10 @@ from typing import Any
 from torch import Tensor, nn
 
 from normc.analysis.signals_meter import BRANCH, Meter, find_blocks
-from normc.analysis.trace import Data, untouched
 from normc.analysis.trace import batches as batches_of
+from normc.analysis.trace import untouched
 from normc.errors import NormcError, nearest
+from normc.ops.grouping import Data
 
 Blocks = Sequence[str] | Callable[[str, nn.Module], bool]
 """The paths of the blocks, or what says of a path and a module whether it is one."""
@@ -161,7 +162,6 @@ __all__ = [
     "Block",
     "Blocks",
     "Branches",
-    "Data",
     "Signals",
     "compare_signals",
     "find_blocks",

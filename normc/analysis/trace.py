@@ -23,9 +23,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils.weak import WeakTensorKeyDictionary
 
 from normc.errors import NormcError, ShapeError
-
-Data = Tensor | Iterable[Any]
-"""One batch, or an iterable of batches; of a tuple or list, such as (images, labels), the first."""
+from normc.ops.grouping import Data
 
 _WEIGHTED = {
     *("conv1d", "conv2d", "conv3d", "conv_transpose1d", "conv_transpose2d", "conv_transpose3d"),

@@ -11,7 +11,8 @@ from torch import Tensor, nn
 from normc.errors import FormulaError, ShapeError
 from normc.formula import Formula, parse
 from normc.language.axes import CHANNEL, FULL, Axis
-from normc.language.geometry import Geometry, Groups
+from normc.language.geometry import Geometry
+from normc.ops.grouping import Grouping, chosen
 from normc.ops.op import Op, Result
 from normc.ops.sync import apart, summed, synced
 from normc.pipeline import batch_counts, batch_levels, programs
@@ -27,6 +28,10 @@ class Layer(nn.Module):
     With ``sync``, training takes them over the batches of all processes of ``process_group`` (None
     for all there are), as nn.SyncBatchNorm does.
 
+    ``groups`` is a number, "auto" (the largest divisor of the channels up to 32), or "isometric":
+    the number that keeps the scale of gradients best behind the convolution or linear layer
+    ``after``, as `normc.analysis.isometric_groups` measures it at initial values.
+
     >>> layer = Layer("x*sigmoid(v*x)/group_std(x)*gamma + beta", 64, groups=8)
     >>> sorted(name for name, _ in layer.named_parameters())
     ['beta', 'gamma', 'v']
@@ -37,7 +42,8 @@ class Layer(nn.Module):
         formula: Formula | str,
         num_channels: int,
         *,
-        groups: Groups = "auto",
+        groups: Grouping = "auto",
+        after: nn.Module | None = None,
         eps: float = 1e-5,
         momentum: float | None = 0.1,
         channel_dim: int = 1,
@@ -51,7 +57,8 @@ class Layer(nn.Module):
         super().__init__()
         self.op = Op(parse(formula) if isinstance(formula, str) else formula, backend)
         self.num_channels = num_channels
-        self.groups = Geometry.of((1, num_channels), groups).g
+        number = chosen(groups, self.formula, num_channels, after)
+        self.groups = Geometry.of((1, num_channels), number).g
         self.eps = eps
         self.momentum = momentum
         self.channel_dim = channel_dim

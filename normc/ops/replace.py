@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -18,11 +18,13 @@ from normc.language.definition import X
 from normc.language.geometry import Groups
 from normc.ops.dropin import activates, formula_of
 from normc.ops.follower import follower
+from normc.ops.grouping import Data, Grouping, Where, chosen_of
 from normc.ops.layer import Layer
 from normc.pipeline import programs
 
 _OVER_CHANNELS = (nn.LayerNorm, nn.RMSNorm)
-_NORMS = (_BatchNorm, _InstanceNorm, nn.GroupNorm, *_OVER_CHANNELS)
+NORMS = (_BatchNorm, _InstanceNorm, nn.GroupNorm, *_OVER_CHANNELS)
+"""The norms of torch, which subclasses of other libraries belong to."""
 _FORMER = "_normc_former"
 
 
@@ -35,7 +37,7 @@ class _Former(NamedTuple):
 
 class _Settings(NamedTuple):
     formula: Formula
-    groups: Groups
+    groups: Callable[[str], Groups]  # by the norm's path
     eps: float | None
     momentum: float | None
     fuse: bool  # the activation is in the formula
@@ -45,10 +47,12 @@ def replace_norms(
     model: nn.Module,
     formula: Formula | str,
     *,
-    groups: Groups = "auto",
+    groups: Grouping | Mapping[str, int] = "auto",
     eps: float | None = None,
     momentum: float | None = None,
     act: bool = True,
+    data: Data | None = None,
+    shape: Sequence[int] | None = None,
 ) -> nn.Module:
     """Replace every norm in a model by a `Layer` of the formula, in place; returns the model.
 
@@ -57,6 +61,12 @@ def replace_norms(
     LayerNorm2d of torchvision and timm), and their subclasses. ``formula`` is a formula, its text,
     or a name in the zoo. None for ``eps`` and ``momentum``, and "auto" for ``groups``, keep what
     the norm has. A layer in place of SyncBatchNorm takes its statistics over all processes, too.
+
+    ``groups="isometric"`` finds for each norm the number of groups that keeps the scale of
+    gradients best: `normc.analysis.isometric_groups_of` runs the model once, on the first batch of
+    ``data`` or a Gaussian one of ``shape``, to see which convolution feeds which norm, with a relu
+    behind a formula that has no activation of its own. A mapping from paths to numbers, such as
+    that function's result with other settings, is taken as well. Norms that neither has are "auto".
 
     weight is copied to a ``gamma`` that starts at 1, bias to a ``beta`` that starts at 0, and
     BatchNorm's running mean and variance to those of x in the formula. Other parameters start where
@@ -81,23 +91,11 @@ def replace_norms(
     ['Conv2d', 'Layer', 'Identity']
     """
     chosen = formula_of(formula)
-    how = _Settings(chosen, groups, eps, momentum, act and activates(chosen))
-    if isinstance(model, _NORMS):
+    if isinstance(model, NORMS):
         raise NormcError("the model is itself a norm, which only its parent could replace")
-    made: dict[int, nn.Module] = {}
-    swaps: list[tuple[nn.Module, str, nn.Module]] = []
-    for path, parent, name, child in _slots(model):
-        if not isinstance(child, _NORMS):
-            continue
-        if id(child) not in made:
-            made[id(child)] = _replacement(child, path, model, how)
-        swaps.append((parent, name, made[id(child)]))
-        behind = follower(parent, name) if how.fuse and not _own_act(child) else None
-        if behind is not None:
-            nothing = nn.Identity()
-            setattr(nothing, _FORMER, _Former(parent.get_submodule(behind), None))
-            swaps.append((parent, behind, nothing))
-    for parent, name, new in swaps:
+    by_path = chosen_of(groups, chosen, model, Where(data, shape))
+    how = _Settings(chosen, by_path, eps, momentum, act and activates(chosen))
+    for parent, name, new in list(_swaps(model, how)):  # all are made before one is put in
         parent.add_module(name, new)
     return model
 
@@ -125,10 +123,26 @@ def _slots(model: nn.Module) -> Iterator[tuple[str, nn.Module, str, nn.Module]]:
                 yield (f"{path}.{name}" if path else name), parent, name, child
 
 
+def _swaps(model: nn.Module, how: _Settings) -> Iterator[tuple[nn.Module, str, nn.Module]]:
+    """The new modules, each with its parent and its name there."""
+    made: dict[int, nn.Module] = {}
+    for path, parent, name, child in _slots(model):
+        if not isinstance(child, NORMS):
+            continue
+        if id(child) not in made:
+            made[id(child)] = _replacement(child, path, model, how)
+        yield parent, name, made[id(child)]
+        behind = follower(parent, name) if how.fuse and not _own_act(child) else None
+        if behind is not None:
+            nothing = nn.Identity()
+            setattr(nothing, _FORMER, _Former(parent.get_submodule(behind), None))
+            yield parent, behind, nothing
+
+
 def _replacement(norm: nn.Module, path: str, model: nn.Module, how: _Settings) -> nn.Module:
     """The module to stand in the place of a norm, with its state."""
     try:
-        layer = _layer(norm, model, how)
+        layer = _layer(norm, path, model, how)
     except NormcError as error:
         kind = FormulaError if isinstance(error, FormulaError) else ShapeError
         raise kind(f"{path} ({type(norm).__name__}): {error}") from error
@@ -147,10 +161,10 @@ def _replacement(norm: nn.Module, path: str, model: nn.Module, how: _Settings) -
     return new
 
 
-def _layer(norm: nn.Module, model: nn.Module, how: _Settings) -> Layer:
+def _layer(norm: nn.Module, path: str, model: nn.Module, how: _Settings) -> Layer:
     """A layer with a norm's settings, its parameters as they start."""
     like = _tensor_of(norm, model)
-    groups, eps, momentum = how.groups, how.eps, how.momentum
+    groups, eps, momentum = how.groups(path), how.eps, how.momentum
     if groups == "auto" and isinstance(norm, nn.GroupNorm):
         groups = norm.num_groups
     if eps is None:  # RMSNorm without one takes the dtype's

@@ -1,0 +1,93 @@
+"""Grouping: numbers of groups that are found from a network, beside those that are given.
+
+Who finds them looks at whole networks and lies above this room. It is entered in `CHOOSERS` by its
+name, as a function that is called when the name is used, and imports nothing before.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any, Literal, NamedTuple, Protocol
+
+from torch import Tensor, nn
+
+from normc.errors import ShapeError, nearest
+from normc.formula import Formula
+from normc.language.geometry import Groups
+
+Grouping = Groups | Literal["isometric"]
+"""A number, "auto", or the name of a chooser."""
+
+Data = Tensor | Iterable[Any]
+"""One batch, or an iterable of batches; of a tuple or list, such as (images, labels), the first."""
+
+
+class Chooser(Protocol):
+    """Finds numbers of groups by looking at what stands before a layer."""
+
+    def of_layer(self, formula: Formula, after: nn.Module) -> int:
+        """For a layer directly behind a convolution or linear layer."""
+        ...
+
+    def of_model(
+        self, model: nn.Module, formula: Formula, data: Data | None, shape: Sequence[int] | None
+    ) -> Mapping[str, int]:
+        """For the norms of a model by their paths; those that nothing is found for are left out."""
+        ...
+
+
+CHOOSERS: dict[str, Callable[[], Chooser]] = {}
+
+
+class Where(NamedTuple):
+    """What a chooser for a model is told: batches, or the shape of Gaussian ones."""
+
+    data: Data | None
+    shape: Sequence[int] | None
+
+
+def chosen(groups: Grouping, formula: Formula, channels: int, after: nn.Module | None) -> Groups:
+    """The number for one layer; what is no name of a chooser comes back as it is.
+
+    Raises `ShapeError` without ``after``, or if that makes another number of channels.
+    """
+    if not isinstance(groups, str) or groups == "auto":
+        return groups
+    chooser = _chooser(groups)
+    if after is None:
+        raise ShapeError(
+            f'groups="{groups}" is found from the layer before: give after=, a convolution or '
+            "linear layer, or let replace_norms look at a whole model"
+        )
+    made: Any = getattr(after, "out_channels", getattr(after, "out_features", channels))
+    if made != channels:
+        raise ShapeError(f"after={type(after).__name__} makes {made} channels, not {channels}")
+    return chooser.of_layer(formula, after)
+
+
+def chosen_of(
+    groups: Grouping | Mapping[str, int], formula: Formula, model: nn.Module, where: Where
+) -> Callable[[str], Groups]:
+    """From the path of a norm to its number; "auto" for those that a chooser leaves out."""
+    if isinstance(groups, str) and groups != "auto":
+        groups = _chooser(groups).of_model(model, formula, *where)
+    elif where != (None, None):
+        raise ShapeError(f"data and shape are for {_names()}, which runs the model: leave them out")
+    if isinstance(groups, Mapping):
+        known = groups
+        return lambda path: known.get(path, "auto")
+    same: Groups = groups  # pyright: ignore[reportAssignmentType]  # names are behind us
+    return lambda path: same
+
+
+def _chooser(name: str) -> Chooser:
+    if name not in CHOOSERS:
+        raise ShapeError(
+            f'groups="{name}" is not known{nearest(name, [*CHOOSERS, "auto"])}: give a number, '
+            f'"auto" or {_names()}'
+        )
+    return CHOOSERS[name]()
+
+
+def _names() -> str:
+    return ", ".join(f'"{name}"' for name in CHOOSERS)
