@@ -1,7 +1,8 @@
-"""The zoo, a table of any length: published layers, each one line of text with its paper.
+"""The zoo, long because it is a table: published layers, each one line of text with its paper.
 
 A row is data: nothing in the compiler knows these names. A new row needs an independent definition
 in plain torch among the tests, or they fail. Epsilon stands where the paper or its code puts it.
+What is published and no line of text can be is in `BEYOND`, with the reason.
 """
 
 from __future__ import annotations
@@ -30,6 +31,22 @@ class Entry:
         return f"{self.paper}, arXiv {self.arxiv}, {self.year}"
 
 
+@dataclass(frozen=True)
+class Beyond:
+    """One published layer that the language cannot express, and why."""
+
+    name: str
+    paper: str  # its title
+    arxiv: str
+    year: int
+    reason: str
+
+    @property
+    def reference(self) -> str:
+        """The paper as it is cited: title, arXiv number and year."""
+        return f"{self.paper}, arXiv {self.arxiv}, {self.year}"
+
+
 _EVONORM = ("Evolving Normalization-Activation Layers", "2004.02967", 2020)
 _BATCH_NORM = (
     "Batch Normalization: Accelerating Deep Network Training by Reducing Internal Covariate Shift",
@@ -39,10 +56,26 @@ _BATCH_NORM = (
 _LAYER_NORM = ("Layer Normalization", "1607.06450", 2016)
 _GROUP_NORM = ("Group Normalization", "1803.08494", 2018)
 _RMS_NORM = ("Root Mean Square Layer Normalization", "1910.07467", 2019)
+_FRN = (
+    "Filter Response Normalization Layer: Eliminating Batch Dependence in the Training of "
+    "Deep Neural Networks",
+    "1911.09737",
+    2019,
+)
+_DERF = ("Stronger Normalization-Free Transformers", "2512.10938", 2025)
 
 
-_ROWS = (
-    # --- statistics and an affine map -----------------------------------------------------------
+def _pointwise(name: str, function: str, doc: str) -> Entry:
+    """A candidate of the study that found Derf: a function of u, between two affine maps."""
+    text = (
+        f"param alpha = 0.5; param shift = 0; u = alpha*x + shift; f = {function}; gamma*f + beta"
+    )
+    return Entry(f"pointwise_{name}", text, *_DERF, doc)
+
+
+# --- statistics and an affine map ----------------------------------------------------------------
+
+_AFFINE = (
     Entry(
         "batch_norm",
         "(x - batch_mean(x)) / batch_std(x) * gamma + beta",
@@ -60,6 +93,14 @@ _ROWS = (
         "(x - channel_mean(x)) / channel_std(x) * gamma + beta",
         *_LAYER_NORM,
         "per position, over channels: a transformer's LayerNorm",
+    ),
+    Entry(
+        "layer_norm_scaling",
+        "param depth = 1; ((x - channel_mean(x)) / channel_std(x) * gamma + beta) / sqrt(depth)",
+        "The Curse of Depth in Large Language Models",
+        "2502.05795",
+        2025,
+        "depth is the index of the layer, from 1: a number to set and not to train",
     ),
     Entry(
         "group_norm",
@@ -106,6 +147,36 @@ _ROWS = (
         "the mean absolute deviation in place of the root; the constant is sqrt(pi/2)",
     ),
     Entry(
+        "batch_renorm",
+        "input r[c]; input d[c]; ((x - batch_mean(x)) / batch_std(x) * r + d) * gamma + beta",
+        "Batch Renormalization: Towards Reducing Minibatch Dependence in Batch-Normalized Models",
+        "1702.03275",
+        2017,
+        "r and d carry the batch's statistics over to the running ones and are constants for the "
+        "gradient, so they are given: detached in training, 1 and 0 in evaluation",
+    ),
+    Entry(
+        "batch_channel_norm",
+        "param gain[c] = 1; param bias[c] = 0; "
+        "b = (x - batch_mean(x)) / batch_std(x) * gamma + beta; "
+        "(b - group_mean(b)) / group_std(b) * gain + bias",
+        "Rethinking Normalization and Elimination Singularity in Neural Networks",
+        "1911.09738",
+        2019,
+        "group normalization of batch normalization; gain and bias are per channel, the code's are "
+        "per group",
+    ),
+    Entry(
+        "divisive_norm",
+        "v = x - channel_mean(x); v / sqrt(layer_mean(v*v) + eps) * gamma + beta",
+        "Normalizing the Normalizers: Comparing and Extending Network Normalization Schemes",
+        "1611.04520",
+        2016,
+        "centred over one field, divided by the energy of a wider one: windows in the paper, here "
+        "a position and the layer; eps is its smoothing sigma**2",
+        eps=1.0,
+    ),
+    Entry(
         "rms_norm",
         "x / channel_rms(x) * gamma",
         *_RMS_NORM,
@@ -129,6 +200,32 @@ _ROWS = (
         2017,
         "per position, over channels, nothing learned",
         eps=1e-8,
+    ),
+    Entry(
+        "pono",
+        "(x - channel_mean(x)) / channel_std(x)",
+        "Positional Normalization",
+        "1907.04312",
+        2019,
+        "per position, over channels, nothing learned; its mean and deviation go on to the decoder",
+    ),
+    Entry(
+        "simple_rms_norm",
+        "x / (channel_l2(x) / sqrt(channel_sum(1)) + eps)",
+        "TransNormerLLM: A Faster and Better Large Language Model with Improved TransNormer",
+        "2307.14995",
+        2023,
+        "RMSNorm without a gain; eps is added to the root",
+        eps=1e-8,
+    ),
+    Entry(
+        "l2_norm",
+        "param gamma[c] = 20; gamma * x / (channel_l2(x) + eps)",
+        "ParseNet: Looking Wider to See Better",
+        "1506.04579",
+        2015,
+        "unit length per position times a gain per channel, which starts at 20 as in SSD",
+        eps=1e-10,
     ),
     Entry(
         "scale_norm",
@@ -157,7 +254,11 @@ _ROWS = (
         "channels compete by the length of their maps; starts as the identity",
         eps=1e-6,
     ),
-    # --- statistics and an activation in one ----------------------------------------------------
+)
+
+# --- statistics and an activation in one ---------------------------------------------------------
+
+_ACTIVATED = (
     Entry(
         "evonorm_b0",
         "x / max(batch_std(x), v*x + instance_std(x)) * gamma + beta",
@@ -197,10 +298,7 @@ _ROWS = (
     Entry(
         "frn_tlu",
         "param tau[c] = 0; max(x / instance_rms(x) * gamma + beta, tau)",
-        "Filter Response Normalization Layer: Eliminating Batch Dependence in the Training of "
-        "Deep Neural Networks",
-        "1911.09737",
-        2019,
+        *_FRN,
         "per sample and channel, then a learned threshold",
     ),
     Entry(
@@ -217,7 +315,51 @@ _ROWS = (
         2020,
         "the block of diffusion U-Nets",
     ),
-    # --- without statistics ---------------------------------------------------------------------
+    Entry(
+        "gn_relu",
+        "relu((x - group_mean(x)) / group_std(x) * gamma + beta)",
+        *_GROUP_NORM,
+        "the pair in a ResNet with group normalization",
+    ),
+    Entry(
+        "bn_silu",
+        "silu((x - batch_mean(x)) / batch_std(x) * gamma + beta)",
+        "EfficientNet: Rethinking Model Scaling for Convolutional Neural Networks",
+        "1905.11946",
+        2019,
+        "the pair of EfficientNet and of YOLO since its fifth version",
+        eps=1e-3,
+    ),
+    Entry(
+        "bn_add_relu",
+        "input residual; relu((x - batch_mean(x)) / batch_std(x) * gamma + beta + residual)",
+        "Deep Residual Learning for Image Recognition",
+        "1512.03385",
+        2015,
+        "the end of a residual block: its last norm, the shortcut, and the activation",
+    ),
+    Entry(
+        "ln_gelu",
+        "gelu((x - channel_mean(x)) / channel_std(x) * gamma + beta)",
+        "wav2vec 2.0: A Framework for Self-Supervised Learning of Speech Representations",
+        "2006.11477",
+        2020,
+        "behind every convolution of the feature encoder",
+    ),
+    Entry(
+        "rms_silu",
+        "silu(x / max(channel_l2(x), eps) * sqrt(channel_sum(1)) * gamma)",
+        "Wan: Open and Advanced Large-Scale Video Generative Models",
+        "2503.20314",
+        2025,
+        "the block of Wan's video autoencoder: RMSNorm, which unlike GroupNorm is causal in time",
+        eps=1e-12,
+    ),
+)
+
+# --- without statistics --------------------------------------------------------------------------
+
+_FREE = (
     Entry(
         "dyt",
         "param alpha = 0.5; gamma * tanh(alpha*x) + beta",
@@ -229,17 +371,76 @@ _ROWS = (
     Entry(
         "derf",
         "param alpha = 0.5; param shift = 0; gamma * erf(alpha*x + shift) + beta",
-        "Stronger Normalization-Free Transformers",
-        "2512.10938",
-        2025,
+        *_DERF,
         "Dynamic erf",
     ),
-    # --- with more than one input or result -----------------------------------------------------
+    # Where sign(u) stands, the slope at u = 0 is 0, as automatic differentiation of the authors'
+    # code has it; where theirs is not a number, after a root's infinite slope, `root` makes it 0.
+    _pointwise("arctan", "0.6366197723675814*atan(u)", "the constant is 2/pi"),
+    _pointwise("cubsign", "u**3 / (abs(u)**3 + 1)", "flat at 0"),
+    _pointwise("exproot", "sign(u) * (1 - exp(-root(abs(u))))", "infinitely steep at 0"),
+    _pointwise("expsign", "sign(u) * (1 - exp(-abs(u)))", "saturates exponentially"),
+    _pointwise("isru", "u / sqrt(u*u + 1)", "the inverse square root unit"),
+    _pointwise("linear_clip", "clamp(u, -1, 1)", "the hard tanh"),
+    _pointwise("logquad_clip", "clamp(sign(u) * log1p(u*u), -1, 1)", "log(u**2 + 1), clipped"),
+    _pointwise("logsign_clip", "clamp(sign(u) * log1p(abs(u)), -1, 1)", "log(abs(u) + 1), clipped"),
+    _pointwise(
+        "power23_clip", "clamp(sign(u) * root(abs(u))**(4/3), -1, 1)", "abs(u)**(2/3), clipped"
+    ),
+    _pointwise("relsign", "u / (sqrt(u*u + 1) + 1)", "isru with 1 added to its root"),
+    _pointwise("saturlog", "sign(u) * log1p(abs(u)) / (log1p(abs(u)) + 1)", "saturates slowly"),
+    _pointwise(
+        "satursin",
+        "sin(clamp(u, -1.5707963267948966, 1.5707963267948966))",
+        "half a wave of a sine",
+    ),
+    _pointwise("smoothsign", "u / (1 + abs(u))", "the softsign"),
+    Entry(
+        "dyisru",
+        "param b = 1; gamma * sqrt(channel_sum(1)) * x / sqrt(b + x*x) + beta",
+        "On the Mathematical Relationship Between Layer Normalization and Dynamic Activation "
+        "Functions",
+        "2503.21708",
+        2025,
+        "RMSNorm whose sum over the other channels is one learned number; where b starts is ours",
+    ),
+    Entry(
+        "tlu",
+        "param tau[c] = 0; max(x, tau)",
+        *_FRN,
+        "the thresholded linear unit alone: relu whose zero is learned",
+    ),
+)
+
+# --- with more than one input or result ----------------------------------------------------------
+
+_SEVERAL = (
     Entry(
         "add_rms_norm",
         "input residual; h = x + residual; h / channel_rms(h) * gamma, h",
         *_RMS_NORM,
         "a pre-norm transformer's residual sum and its RMSNorm; the second result is the sum",
+        eps=1e-6,
+    ),
+    Entry(
+        "add_layer_norm",
+        "input residual; h = x + residual; "
+        "(h - channel_mean(h)) / channel_std(h) * gamma + beta, h",
+        "On Layer Normalization in the Transformer Architecture",
+        "2002.04745",
+        2020,
+        "a transformer's residual sum and its LayerNorm: post-norm goes on with the first result, "
+        "pre-norm with both",
+    ),
+    Entry(
+        "peri_norm",
+        "input residual; param gain[c] = 1; h = residual + x / channel_rms(x) * gain; "
+        "h / channel_rms(h) * gamma, h",
+        "Peri-LN: Revisiting Normalization Layer in the Transformer Architecture",
+        "2502.02732",
+        2025,
+        "between two sublayers: the output norm of one, the residual sum, the input norm of the "
+        "next; the second result is the sum",
         eps=1e-6,
     ),
     Entry(
@@ -271,6 +472,14 @@ _ROWS = (
         "instance statistics replaced by those of a style",
     ),
     Entry(
+        "film",
+        "input scale[n,c]; input shift[n,c]; scale * x + shift",
+        "FiLM: Visual Reasoning with a General Conditioning Layer",
+        "1709.07871",
+        2017,
+        "channels modulated per sample, without statistics",
+    ),
+    Entry(
         "spade",
         "input scale; input shift; (x - batch_mean(x)) / batch_std(x) * (1 + scale) + shift",
         "Semantic Image Synthesis with Spatially-Adaptive Normalization",
@@ -280,4 +489,174 @@ _ROWS = (
     ),
 )
 
-ZOO: dict[str, Entry] = {row.name: row for row in _ROWS}
+# --- of weights: output channels are the samples, input channels the channels --------------------
+
+_WEIGHTS = (
+    Entry(
+        "weight_norm",
+        "input g[n]; g * x / layer_l2(x)",
+        "Weight Normalization: A Simple Reparameterization to Accelerate Training of Deep Neural "
+        "Networks",
+        "1602.07868",
+        2016,
+        "of a weight (output, input, ...): direction times a length g, one per output channel",
+    ),
+    Entry(
+        "centred_weight_norm",
+        "input g[n]; v = x - layer_mean(x); g * v / layer_l2(v)",
+        "Normalization Techniques in Training DNNs: Methodology, Analysis and Application",
+        "2009.12836",
+        2020,
+        "of a weight (output, input, ...): weight norm of the centred weight, Huang et al., ICCV "
+        "2017; the paper named here is a survey",
+    ),
+    Entry(
+        "weight_standardization",
+        "(x - layer_mean(x)) / (root(layer_var(x)) + eps)",
+        "Micro-Batch Training with Batch-Channel Normalization and Weight Standardization",
+        "1903.10520",
+        2019,
+        "of a weight (output, input, ...); the variance is biased, as in the authors' code for "
+        "TensorFlow and unlike that for PyTorch",
+    ),
+    Entry(
+        "scaled_weight_standardization",
+        "input gain[n]; (x - layer_mean(x)) / sqrt(max(layer_var(x) * layer_sum(1), eps)) * gain",
+        "Characterizing Signal Propagation to Close the Performance Gap in Unnormalized ResNets",
+        "2101.08692",
+        2021,
+        "of a weight (output, input, ...): variance 1/fan-in, times a gain per output channel",
+        eps=1e-4,
+    ),
+    Entry(
+        "demodulation",
+        "input style[n,c]; w = style * x; w / sqrt(layer_sum(w*w) + eps)",
+        "Analyzing and Improving the Image Quality of StyleGAN",
+        "1912.04958",
+        2019,
+        "of a weight (output, input, ...): input channels are scaled by an image's style, output "
+        "channels get unit length; for many images, (images * outputs, input, ...)",
+        eps=1e-8,
+    ),
+)
+
+# --- all of them ---------------------------------------------------------------------------------
+
+GROUPS: dict[str, tuple[Entry, ...]] = {
+    "Statistics and an affine map": _AFFINE,
+    "Statistics and an activation in one": _ACTIVATED,
+    "Without statistics": _FREE,
+    "More than one input or result": _SEVERAL,
+    "Of weights": _WEIGHTS,
+}
+"""The layers of the zoo by their kind, as the page on it has them."""
+
+ZOO: dict[str, Entry] = {row.name: row for rows in GROUPS.values() for row in rows}
+
+BEYOND = (
+    Beyond(
+        "power_norm",
+        "PowerNorm: Rethinking Batch Normalization in Transformers",
+        "2003.07845",
+        2020,
+        "its backward is no derivative: it takes running averages of gradients for the batch's",
+    ),
+    Beyond(
+        "moving_average_batch_norm",
+        "Towards Stabilizing Batch Statistics in Backward of Batch Normalization",
+        "2001.06838",
+        2020,
+        "its backward is no derivative: the statistics of gradients are moving averages too",
+    ),
+    Beyond(
+        "online_norm",
+        "Online Normalization for Training Neural Networks",
+        "1905.05894",
+        2019,
+        "a sample's statistics depend on the samples before it; its backward is no derivative",
+    ),
+    Beyond(
+        "ada_norm",
+        "Understanding and Improving Layer Normalization",
+        "1911.07013",
+        2019,
+        "one of its factors is a constant for the gradient, and a formula has no such mark",
+    ),
+    Beyond(
+        "decorrelated_batch_norm",
+        "Decorrelated Batch Normalization",
+        "1804.08450",
+        2018,
+        "the root of a covariance matrix: products of channels with each other, and eigenvectors",
+    ),
+    Beyond(
+        "iterative_norm",
+        "Iterative Normalization: Beyond Standardization towards Efficient Whitening",
+        "1904.03441",
+        2019,
+        "the root of a covariance matrix by Newton's iteration: products of matrices",
+    ),
+    Beyond(
+        "spectral_norm",
+        "Spectral Normalization for Generative Adversarial Networks",
+        "1802.05957",
+        2018,
+        "the largest singular value of a weight, from vectors that power iteration carries along",
+    ),
+    Beyond(
+        "generalized_divisive_norm",
+        "Density Modeling of Images using a Generalized Normalization Transformation",
+        "1511.06281",
+        2015,
+        "each channel is divided by its own weighted sum over channels: a learned matrix",
+    ),
+    Beyond(
+        "attentive_norm",
+        "Attentive Normalization",
+        "1908.01259",
+        2019,
+        "affine maps mixed by weights from a matrix product over the channels",
+    ),
+    Beyond(
+        "mode_norm",
+        "Mode Normalization",
+        "1810.05466",
+        2018,
+        "samples are sorted into modes by weights from a matrix product over the channels",
+    ),
+    Beyond(
+        "kernel_norm",
+        "Kernel Normalized Convolutional Networks",
+        "2205.10089",
+        2022,
+        "statistics over windows that slide over positions; `normc.nn.KernelNorm2d` has them",
+    ),
+    Beyond(
+        "local_context_norm",
+        "Local Context Normalization: Revisiting Local Normalization",
+        "1912.05845",
+        2019,
+        "statistics over windows of positions and channels, as in local response normalization",
+    ),
+    Beyond(
+        "partial_rms_norm",
+        *_RMS_NORM,
+        "the statistic of the first few channels only: an axis is reduced as a whole",
+    ),
+    Beyond(
+        "ghost_batch_norm",
+        "Train longer, generalize better: closing the generalization gap in large batch training "
+        "of neural networks",
+        "1705.08741",
+        2017,
+        "statistics over parts of the batch: an axis is reduced as a whole",
+    ),
+    Beyond(
+        "ibn_net",
+        "Two at Once: Enhancing Learning and Generalization Capacities via IBN-Net",
+        "1807.09441",
+        2018,
+        "instance norm for one half of the channels and batch norm for the other: two formulas",
+    ),
+)
+"""Published layers that no formula can be, for the page on the zoo."""

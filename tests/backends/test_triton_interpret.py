@@ -28,7 +28,7 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore:Conversion of an array:DeprecationWarning"),  # Triton 3.6
 ]
 
-SHAPES = {2: (5, 6), 3: (2, 3, 6), 4: (2, 6, 3, 2), 5: (1, 6, 2, 1, 3)}
+SHAPES = {2: (5, 12), 3: (2, 3, 6), 4: (2, 6, 3, 2), 5: (1, 6, 2, 1, 3)}
 BY_NAME = {layout.name: layout for layout in LAYOUTS}
 
 

@@ -1,162 +1,34 @@
-"""Every layer of the zoo against a definition written straight in torch.
+"""Every layer of the zoo against a definition written straight in torch; what is beyond it."""
 
-A definition sees x as (N, C, L), parameters as (1, C, 1) and inputs per sample and channel as
-(N, C, 1). It shares nothing with the zoo's text: it is torch's own functional norm where there is
-one, else the paper's formula. Longer than most files because the zoo is.
-"""
-
-import math
 from pathlib import Path
 
 import pytest
 import torch
-import torch.nn.functional as F
 from torch.testing import assert_close
 
+from normc import compile
 from normc.language import zoo
-from normc.language.axes import CHANNEL, FULL, NONE, Axis
+from normc.language.axes import CHANNEL, FULL, NONE
 from normc.language.geometry import Geometry
-from normc.language.zoo import ZOO
+from normc.language.zoo import BEYOND, ZOO
 from normc.reference import reference
-
-
-def mean(x, *dims):
-    return x.sum(dims, keepdim=True) / math.prod(x.shape[d] for d in dims)
-
-
-def var(x, *dims):
-    return mean((x - mean(x, *dims)) ** 2, *dims)
-
-
-def grouped(x, groups):
-    return x.reshape(x.shape[0], groups, -1, x.shape[2])
-
-
-def group_std(x, groups, eps):
-    std = torch.sqrt(var(grouped(x, groups), 2, 3) + eps)
-    return std.expand(grouped(x, groups).shape).reshape(x.shape)
-
-
-def group_rms(x, groups, eps):
-    rms = torch.sqrt(mean(grouped(x, groups) ** 2, 2, 3) + eps)
-    return rms.expand(grouped(x, groups).shape).reshape(x.shape)
-
-
-def over_channels(norm, x, **kwargs):
-    return norm(x.transpose(1, 2), (x.shape[1],), **kwargs).transpose(1, 2)
-
-
-def batch_norm(x, eps):
-    return F.batch_norm(x, None, None, training=True, eps=eps)
-
-
-def switchable_norm(x, groups, eps, t):
-    wm = torch.softmax(torch.stack([t["mi"], t["ml"], t["mb"]]), 0)
-    wv = torch.softmax(torch.stack([t["vi"], t["vl"], t["vb"]]), 0)
-    over = ((2,), (1, 2), (0, 2))
-    m = sum(w * mean(x, *dims) for w, dims in zip(wm, over, strict=True))
-    v = sum(w * var(x, *dims) for w, dims in zip(wv, over, strict=True))
-    return (x - m) / torch.sqrt(v + eps) * t["gamma"] + t["beta"]
-
-
-def batch_instance_norm(x, groups, eps, t):
-    blend = t["rho"] * batch_norm(x, eps) + (1 - t["rho"]) * F.instance_norm(x, eps=eps)
-    return blend * t["gamma"] + t["beta"]
-
-
-def l1_batch_norm(x, groups, eps, t):
-    centred = x - mean(x, 0, 2)
-    deviation = math.sqrt(math.pi / 2) * mean(centred.abs(), 0, 2)
-    return centred / (deviation + eps) * t["gamma"] + t["beta"]
-
-
-def qk_norm(x, groups, eps, t):
-    return F.normalize(grouped(x, groups), dim=2, eps=eps).reshape(x.shape)
-
-
-def grn(x, groups, eps, t):
-    g = torch.linalg.vector_norm(x, dim=2, keepdim=True)
-    return t["gamma"] * (x * (g / (mean(g, 1) + eps))) + t["beta"] + x
-
-
-def evonorm_b0(x, groups, eps, t):
-    batch, instance = torch.sqrt(var(x, 0, 2) + eps), torch.sqrt(var(x, 2) + eps)
-    return x / torch.maximum(batch, t["v"] * x + instance) * t["gamma"] + t["beta"]
-
-
-def evonorm_b1(x, groups, eps, t):
-    batch, instance = torch.sqrt(var(x, 0, 2) + eps), torch.sqrt(mean(x**2, 2) + eps)
-    return x / torch.maximum(batch, (x + 1) * instance) * t["gamma"] + t["beta"]
-
-
-def evonorm_b2(x, groups, eps, t):
-    batch, instance = torch.sqrt(var(x, 0, 2) + eps), torch.sqrt(mean(x**2, 2) + eps)
-    return x / torch.maximum(batch, instance - x) * t["gamma"] + t["beta"]
-
-
-def evonorm_s0(x, groups, eps, t):
-    return x * torch.sigmoid(t["v"] * x) / group_std(x, groups, eps) * t["gamma"] + t["beta"]
-
-
-def frn_tlu(x, groups, eps, t):
-    normed = x / torch.sqrt(mean(x**2, 2) + abs(eps))
-    return torch.maximum(t["gamma"] * normed + t["beta"], t["tau"])
-
-
-def add_rms_norm(x, groups, eps, t):
-    total = x + t["residual"]
-    return over_channels(F.rms_norm, total, eps=eps) * t["gamma"], total
-
-
-def adain(x, groups, eps, t):
-    return t["style_std"] * F.instance_norm(x, eps=eps) + t["style_mean"]
-
-
-def affine(norm):
-    return lambda x, groups, eps, t: norm(x, groups, eps) * t["gamma"] + t["beta"]
-
-
-INDEPENDENT = {
-    "batch_norm": affine(lambda x, g, eps: batch_norm(x, eps)),
-    "layer_norm": affine(lambda x, g, eps: F.layer_norm(x, x.shape[1:], eps=eps)),
-    "layer_norm_tokens": affine(lambda x, g, eps: over_channels(F.layer_norm, x, eps=eps)),
-    "group_norm": affine(lambda x, g, eps: F.group_norm(x, g, eps=eps)),
-    "instance_norm": affine(lambda x, g, eps: F.instance_norm(x, eps=eps)),
-    "batch_instance_norm": batch_instance_norm,
-    "switchable_norm": switchable_norm,
-    "l1_batch_norm": l1_batch_norm,
-    "rms_norm": lambda x, g, eps, t: over_channels(F.rms_norm, x, eps=eps) * t["gamma"],
-    "rms_norm_centred_gain": lambda x, g, eps, t: (
-        over_channels(F.rms_norm, x, eps=eps) * (1 + t["gamma"])
-    ),
-    "pixel_norm": lambda x, g, eps, t: x / torch.sqrt(mean(x**2, 1) + 1e-8),
-    "scale_norm": lambda x, g, eps, t: t["g"] * F.normalize(x, dim=1, eps=eps),
-    "qk_norm": qk_norm,
-    "grn": grn,
-    "evonorm_b0": evonorm_b0,
-    "evonorm_b1": evonorm_b1,
-    "evonorm_b2": evonorm_b2,
-    "evonorm_s0": evonorm_s0,
-    "evonorm_s1": affine(lambda x, g, eps: x * torch.sigmoid(x) / group_std(x, g, eps)),
-    "evonorm_s2": affine(lambda x, g, eps: x * torch.sigmoid(x) / group_rms(x, g, eps)),
-    "frn_tlu": frn_tlu,
-    "bn_relu": lambda x, g, eps, t: F.relu(batch_norm(x, eps) * t["gamma"] + t["beta"]),
-    "gn_silu": lambda x, g, eps, t: F.silu(F.group_norm(x, g, eps=eps) * t["gamma"] + t["beta"]),
-    "dyt": lambda x, g, eps, t: t["gamma"] * torch.tanh(t["alpha"] * x) + t["beta"],
-    "derf": lambda x, g, eps, t: t["gamma"] * torch.erf(t["alpha"] * x + t["shift"]) + t["beta"],
-    "add_rms_norm": add_rms_norm,
-    "gated_rms_norm": lambda x, g, eps, t: (
-        over_channels(F.rms_norm, x * F.silu(t["z"]), eps=eps) * t["gamma"]
-    ),
-    "ada_layer_norm": lambda x, g, eps, t: (
-        over_channels(F.layer_norm, x, eps=eps) * (1 + t["scale"]) + t["shift"]
-    ),
-    "adain": adain,
-    "spade": lambda x, g, eps, t: batch_norm(x, eps) * (1 + t["scale"]) + t["shift"],
-}
+from tests.language.zoo_definitions import INDEPENDENT, POINTWISE
 
 AFFINE = {"gamma": 1, "beta": 0}
-UNLEARNED = ("pixel_norm", "qk_norm", "ada_layer_norm", "adain", "spade")
+WEIGHTS = [name for name, entry in ZOO.items() if entry.doc.startswith("of a weight")]
+UNLEARNED = (
+    *(
+        "pixel_norm",
+        "pono",
+        "simple_rms_norm",
+        "qk_norm",
+        "ada_layer_norm",
+        "adain",
+        "spade",
+        "film",
+    ),
+    *WEIGHTS,
+)
 
 STARTS = {
     **dict.fromkeys(INDEPENDENT, AFFINE),
@@ -172,13 +44,23 @@ STARTS = {
     "frn_tlu": {"tau": 0, **AFFINE},
     "dyt": {"alpha": 0.5, **AFFINE},
     "derf": {"alpha": 0.5, "shift": 0, **AFFINE},
+    **{f"pointwise_{name}": {"alpha": 0.5, "shift": 0, **AFFINE} for name in POINTWISE},
+    "dyisru": {"b": 1, **AFFINE},
+    "tlu": {"tau": 0},
+    "layer_norm_scaling": {"depth": 1, **AFFINE},
+    "batch_channel_norm": {"gain": 1, "bias": 0, **AFFINE},
+    "l2_norm": {"gamma": 20},
+    "rms_silu": {"gamma": 1},
+    "peri_norm": {"gain": 1, "gamma": 1},
     "add_rms_norm": {"gamma": 1},
     "gated_rms_norm": {"gamma": 1},
 }
 """Where each parameter starts; a row not named here has the affine map of its INDEPENDENT."""
 
-SCALARS = {"alpha", "shift", "g", "mi", "ml", "mb", "vi", "vl", "vb"}
-"""Scalar parameters; every other is per channel (`shift` is an input of other layers)."""
+SCALARS = {"alpha", "shift", "g", "b", "depth", "mi", "ml", "mb", "vi", "vl", "vb"}
+"""Scalar parameters; every other is per channel (`shift` and `g` are inputs of other layers)."""
+
+POSITIVE = {"b", "depth"}  # under a root
 
 LAYOUTS = {
     # shape of x, channel_dim, groups
@@ -196,12 +78,11 @@ def draw(definition, shape, channel_dim, groups, seed=0):
     generator = torch.Generator().manual_seed(seed)
     geometry = Geometry.of(shape, groups, channel_dim)
     rows = [("x", FULL), *((row.name, row.axes) for row in definition.params + definition.inputs)]
-    return {
-        name: torch.randn(
-            geometry.shape_of(axes), generator=generator, dtype=torch.float64
-        ).requires_grad_()
+    drawn = {
+        name: torch.randn(geometry.shape_of(axes), generator=generator, dtype=torch.float64)
         for name, axes in rows
     }
+    return {n: (t.abs() + 0.1 if n in POSITIVE else t).requires_grad_() for n, t in drawn.items()}
 
 
 def as_ncl(tensor, axes, channel_dim):
@@ -210,7 +91,7 @@ def as_ncl(tensor, axes, channel_dim):
         return tensor.movedim(channel_dim, 1).flatten(2) if tensor.dim() > 2 else tensor[..., None]
     if axes == CHANNEL:
         return tensor[None, :, None]
-    return tensor[..., None] if axes == Axis.N | CHANNEL else tensor
+    return tensor[(..., *[None] * (3 - tensor.dim()))] if axes else tensor
 
 
 def expected(name, definition, tensors, channel_dim, groups):
@@ -256,7 +137,7 @@ def test_values_and_gradients_agree_with_an_independent_definition(name, layout)
 
 def test_every_layer_has_an_independent_definition():
     assert set(INDEPENDENT) == set(ZOO)
-    assert len(ZOO) >= 20
+    assert len(ZOO) >= 45
 
 
 @pytest.mark.parametrize("name", ZOO)
@@ -286,13 +167,64 @@ def test_grn_starts_as_the_identity():
     assert torch.equal(reference(ZOO["grn"].text)(x, eps=1e-6), x)
 
 
-@pytest.mark.parametrize("name", ["scale_norm", "qk_norm", "rms_norm", "grn"])
+PADDED = ("scale_norm", "qk_norm", "rms_norm", "grn", "simple_rms_norm", "l2_norm", "rms_silu")
+
+
+@pytest.mark.parametrize("name", PADDED)
 def test_a_padding_token_stays_zero(name):
     x = torch.randn(2, 3, 8, dtype=torch.float64)
     x[:, 1] = 0
+    x.requires_grad_()
     y = reference(ZOO[name].text)(x.movedim(2, 1), groups=2, eps=ZOO[name].eps)
     assert y.isfinite().all()
     assert not y[:, :, 1].any()
+    (slope,) = torch.autograd.grad(y.sum(), x)
+    assert slope.isfinite().all()
+
+
+SLOPES = {  # at u = 0, of the functions that have another one there than 0
+    "arctan": 2 / torch.pi,
+    "relsign": 1 / 2,
+    **dict.fromkeys(("isru", "linear_clip", "satursin", "smoothsign"), 1),
+}
+
+
+STEEP = ("exproot", "power23_clip")  # 0 times infinity, were it not for `root`
+
+
+@pytest.mark.parametrize("name", POINTWISE)
+def test_functions_of_the_derf_study_have_a_slope_at_zero(name):
+    slope_at_zero(name, reference(ZOO[f"pointwise_{name}"].text))
+
+
+@pytest.mark.cpu
+@pytest.mark.parametrize("backend", ["c", "torch", "tape"])
+@pytest.mark.parametrize("name", STEEP)
+def test_where_a_function_is_steep_backends_have_the_same_slope(name, backend):
+    slope_at_zero(name, compile(ZOO[f"pointwise_{name}"].text, backend=backend))
+
+
+def slope_at_zero(name, layer):
+    x = torch.tensor([[0.0, -0.0, 1.0]], dtype=torch.float64).requires_grad_()
+    given = [torch.tensor(number, dtype=torch.float64).requires_grad_() for number in (0.5, 0)]
+    columns = {"gamma": torch.ones(3).double(), "beta": torch.zeros(3).double()}
+    y = layer(x, alpha=given[0], shift=given[1], **columns)
+    assert not y[0, :2].any()
+    d_x, d_alpha, d_shift = torch.autograd.grad(y[0, :2].sum(), (x, *given))
+    slope = SLOPES.get(name, 0)
+    assert_close(d_x, torch.tensor([[slope / 2, slope / 2, 0]], dtype=torch.float64))
+    assert not d_alpha and float(d_shift) == pytest.approx(2 * slope)
+
+
+@pytest.mark.parametrize("layer", BEYOND, ids=lambda layer: layer.name)
+def test_what_is_beyond_the_language_has_its_paper_and_a_reason(layer):
+    assert layer.name == layer.name.lower() and layer.name not in ZOO
+    digits, number = layer.arxiv.split(".")
+    assert (len(digits), len(number)) in ((4, 4), (4, 5)) and number.isdigit()
+    assert 2000 + int(digits[:2]) == layer.year
+    assert layer.reference == f"{layer.paper}, arXiv {layer.arxiv}, {layer.year}"
+    assert layer.reason.strip() and "\n" not in layer.reason
+    assert len({row.name for row in BEYOND}) == len(BEYOND)
 
 
 def test_the_compiler_does_not_know_the_names():

@@ -150,7 +150,9 @@ def test_the_expression_decides_what_contains_an_activation():
     active = {n for n in normc.zoo if activates(normc.zoo[n])}
     assert active == {
         *("evonorm_b0", "evonorm_b1", "evonorm_b2", "evonorm_s0", "evonorm_s1", "evonorm_s2"),
-        *("frn_tlu", "bn_relu", "gn_silu", "dyt", "derf"),
+        *("frn_tlu", "bn_relu", "gn_silu", "dyt", "derf", "dyisru", "tlu"),
+        *("gn_relu", "bn_silu", "bn_add_relu", "ln_gelu", "rms_silu"),
+        *(name for name in normc.zoo if name.startswith("pointwise_")),
     }
     assert activates(normc.parse("x*x/channel_rms(x)"))
     assert activates(normc.parse("gamma/(1 + x)"))
