@@ -24,7 +24,7 @@ Printed by `python -m benchmarks.search_page` from [search.json](search.json), w
 def page(speed: Record, quality: Record) -> str:
     """All of the page."""
     parts = [HEAD, *_evolution(quality), *_screening(speed["screening"]), *_loop(speed["loop"])]
-    return "\n".join([*parts, "## Where", "", _where(speed["environment"]), ""])
+    return "\n".join([*parts, "## Where", "", where(speed["environment"]), ""])
 
 
 def _evolution(record: Record) -> list[str]:
@@ -47,7 +47,7 @@ def _evolution(record: Record) -> list[str]:
         f"networks, the default setting. Hypervolume of the three accuracies above 0. Evolution "
         f"is ahead in **{wins} of {len(rows)}** seeds.",
         "",
-        *_table(head, table),
+        *table(head, table),
         "",
         "The best of random search above, that of evolution below it, with accuracies on resnet, "
         "mobilenet and efficientnet. In the same runs:",
@@ -83,7 +83,7 @@ def _screening(found: Record) -> list[str]:
         f"passed. The process held {memory[0]:.0f} MiB before, and after each tenth "
         f"{', '.join(f'{m:.0f}' for m in memory[1:])}.",
         "",
-        *_table(["stage", "graphs", "share"], shares),
+        *table(["stage", "graphs", "share"], shares),
         "",
     ]
 
@@ -107,17 +107,19 @@ def _loop(found: Record) -> list[str]:
         "start: compiling is part of it. All but the layer is the same: convolutions, optimizer, "
         "data.",
         "",
-        *_table(head, rows),
+        *table(head, rows),
         "",
     ]
 
 
-def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
+def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
+    """The lines of a Markdown table, all columns but the first at the right."""
     lines = [head, ["---", *["--:"] * (len(head) - 1)], *rows]
     return ["| " + " | ".join(line) + " |" for line in lines]
 
 
-def _where(environment: Record) -> str:
+def where(environment: Record) -> str:
+    """The machine and the versions that figures come from, in a line."""
     return ", ".join(f"{name} {value}" for name, value in environment.items())
 
 

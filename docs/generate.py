@@ -1,8 +1,9 @@
-"""Write the pages that come from tables and stages, and the outputs that README.md quotes:
-``python docs/generate.py``.
+"""Write the pages that come from tables and stages, the outputs that README.md quotes, and the
+figures of the zoo: ``python docs/generate.py``.
 
-What is said between the tables is in this file; what stands in a table, and every output of a
-stage, is asked of normc. tests/test_docs.py fails when a page differs from what this file prints.
+What is said between the tables is in this file, for the zoo in zoo_page.py; what stands in a table,
+and every output of a stage, is asked of normc. tests/test_docs.py fails when a page differs from
+what this file prints, or a figure from what zoo_plots.py draws.
 """
 
 from __future__ import annotations
@@ -10,15 +11,16 @@ from __future__ import annotations
 import json
 import re
 import shlex
+import sys
 import textwrap
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import cache
 from pathlib import Path
 
 from typer.testing import CliRunner
 
 from normc import config
 from normc.backends import contract
-from normc.backends.contract import Job
 from normc.backends.gpus import MACHINES
 from normc.cli import stages
 from normc.cli.main import app
@@ -28,37 +30,24 @@ from normc.formula import parse, zoo
 from normc.language import axes, check, names
 from normc.language.axes import AXIS_SETS, LETTERS
 from normc.language.definition import RESERVED, STARTS_AT_ZERO, X
-from normc.language.geometry import MOST_GROUPS, declared
+from normc.language.geometry import MOST_GROUPS
 from normc.language.primitives import COMPARISONS, PRIMITIVES, Primitive
 from normc.language.reductions import REDUCTIONS, Reduction
 from normc.language.show import show_expr
-from normc.language.zoo import ZOO, Entry
+from normc.language.zoo import ZOO
 from normc.ops.target import FEW, MANY
 from normc.program.algebra import derivative
 from normc.program.interpret import evaluate
 from normc.schedule.cost import Ways, ways
 from normc.schedule.schedule import CHANNELS_FIRST, CHANNELS_LAST
 
+sys.path.append(str(Path(__file__).parents[1]))  # a script looks into its own folder only
+
+from docs import zoo_page, zoo_plots
+from docs.markdown import block, code, table
+
 DOCS = Path(__file__).parent
 FORMULA = "x*sigmoid(v*x)/group_std(x)*gamma + beta"
-
-
-def table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    """A Markdown table; a ``|`` inside a cell is escaped."""
-    lines = [head, ["---"] * len(head), *rows]
-    return "\n".join(
-        "| " + " | ".join(c.replace("|", r"\|") for c in line) + " |" for line in lines
-    )
-
-
-def code(text: str) -> str:
-    """Text as it is, in a cell or a sentence."""
-    return f"`{text}`"
-
-
-def block(text: str, language: str = "text") -> str:
-    """Text as it is, on lines of its own."""
-    return f"```{language}\n{text.rstrip()}\n```"
 
 
 # --- the language --------------------------------------------------------------------------------
@@ -259,38 +248,6 @@ def _mistake(text: str) -> str:
     raise AssertionError(f"not a mistake: {text}")
 
 
-# --- the zoo -------------------------------------------------------------------------------------
-
-ZOO_PAGE = """\
-# The zoo
-
-Printed by `make docs` from the table in `normc/language/zoo.py`; edit it there.
-
-{count} published layers, each one line of text. `normc.zoo["evonorm_s0"]` is the formula,
-`normc zoo evonorm_s0` shows it with its paper, `normc show evonorm_s0` what it is compiled to.
-Nothing in the compiler knows these names. `eps` stands in a formula where the paper or its code
-puts it; where the table says another number than 1e-5, give it to `Layer` or to the call. How often
-each of them goes through the memory of a GPU is told in [schedules](schedules.md).
-
-{rows}
-"""
-
-
-def zoo_page() -> str:
-    """docs/zoo.md."""
-    head = ["name", "formula", "what it is", "starts at", "eps", "paper"]
-    rows = table(head, map(_entry, ZOO.values()))
-    return ZOO_PAGE.format(count=len(ZOO), rows=rows)
-
-
-def _entry(row: Entry) -> list[str]:
-    formula = zoo[row.name]
-    text = "<br>".join(code(part.strip()) for part in row.text.split(";"))
-    starts = ", ".join(f"{declared(p)} = {p.init:g}" for p in formula.params)
-    paper = f"[{row.paper}](https://arxiv.org/abs/{row.arxiv}), {row.year}"
-    return [code(row.name), text, row.doc, starts, f"{row.eps:g}".replace("e-0", "e-"), paper]
-
-
 # --- what schedules move -------------------------------------------------------------------------
 
 SCHEDULES = """\
@@ -368,9 +325,10 @@ even where a cache may answer it: loops over an instance that fits there can be 
 
 {why}
 
-`dyt` and `derf` have no statistic, and are read once under every schedule where channels are last.
-Where they are first, the gradients of their parameters are sums over positions, which backward
-takes in a sweep before the one that writes the gradient of x: 3A on chip, 5A in loops.
+`dyt`, `derf` and others like them have no statistic, and are read once under every schedule where
+channels are last. Where they are first, the gradients of their parameters are sums over positions,
+which backward takes in a sweep before the one that writes the gradient of x: 3A on chip, 5A in
+loops.
 
 For fewer than {few} reductions over {many:,} elements or more, an op takes another plan, whatever
 its backend, in which each reduction is shared among instances of a kernel. Several kernels then
@@ -391,7 +349,7 @@ ABOVE: list[tuple[tuple[str, ...], tuple[str, ...], str]] = [
         ("last",),
         (
             *("batch_norm", "batch_instance_norm", "l1_batch_norm", "evonorm_b0", "evonorm_b1"),
-            *("evonorm_b2", "bn_relu", "spade"),
+            *("evonorm_b2", "bn_relu", "bn_silu", "bn_add_relu", "batch_renorm", "spade"),
         ),
         "forward and backward with channels last. Instances would be channels, which lie next to "
         "each other in memory, and nothing else would be left to run in parallel. So a first "
@@ -402,7 +360,8 @@ ABOVE: list[tuple[tuple[str, ...], tuple[str, ...], str]] = [
         ("first",),
         (
             *("layer_norm_tokens", "rms_norm", "rms_norm_centred_gain", "add_rms_norm"),
-            *("gated_rms_norm", "ada_layer_norm"),
+            *("gated_rms_norm", "ada_layer_norm", "add_layer_norm", "peri_norm", "l2_norm"),
+            *("layer_norm_scaling", "ln_gelu", "rms_silu"),
         ),
         "backward with channels first. The statistics are per position, the gradients of "
         "parameters sums over positions: that makes two kernels, and both read x and the gradient "
@@ -410,13 +369,13 @@ ABOVE: list[tuple[tuple[str, ...], tuple[str, ...], str]] = [
     ),
     (
         ("last",),
-        ("ada_layer_norm",),
-        "backward with channels last as well: the gradients of `scale` and `shift` are sums over "
-        "the positions of each sample, and only sums over all rows are carried.",
+        ("ada_layer_norm", "film"),
+        "backward with channels last: the gradients of `scale` and `shift` are sums over the "
+        "positions of each sample, and only sums over all rows are carried.",
     ),
     (
         ("first", "last"),
-        ("switchable_norm",),
+        ("switchable_norm", "batch_channel_norm"),
         "forward and backward in both orders. Statistics per sample and statistics per channel "
         "have instances that cut across each other: that makes several kernels, which each read x.",
     ),
@@ -426,16 +385,24 @@ ABOVE: list[tuple[tuple[str, ...], tuple[str, ...], str]] = [
         "forward with channels first, in loops only. The mean absolute deviation needs the mean, "
         "so x is read for the mean, for the deviation and for the result.",
     ),
+    (
+        ("first", "last"),
+        ("divisive_norm", "centred_weight_norm"),
+        "in both orders, in loops only. One statistic is of what another has centred, so x is read "
+        "for the one, for the other and for the result.",
+    ),
+    (
+        ("last",),
+        ("peri_norm",),
+        "forward with channels last, in loops only: the second norm is of a sum that needs the "
+        "first one's statistic.",
+    ),
 ]
 
 
 def schedules() -> str:
     """docs/schedules.md."""
-    found = {
-        (order, name): [ways(job.plan, job.dense) for job in _triton_jobs(name, order)]
-        for order in LAYOUTS
-        for name in ZOO
-    }
+    found = {(order, name): moves("triton", order, name) for order in LAYOUTS for name in ZOO}
     above = {key for key, both in found.items() if any(map(_above, both))}
     listed = {(order, name) for orders, names, _ in ABOVE for order in orders for name in names}
     assert above == listed, f"ABOVE needs a reason for {above - listed}, none for {listed - above}"
@@ -452,8 +419,11 @@ def schedules() -> str:
     )
 
 
-def _triton_jobs(name: str, order: str) -> list[Job]:
-    return Subject(zoo[name], order=LAYOUTS[order], backend="triton").jobs()
+@cache
+def moves(backend: str, order: str, name: str) -> tuple[Ways, ...]:
+    """What forward and backward of a layer of the zoo move, as they are planned for a backend."""
+    jobs = Subject(zoo[name], order=LAYOUTS[order], backend=backend).jobs()
+    return tuple(ways(job.plan, job.dense) for job in jobs)
 
 
 def _above(found: Ways) -> bool:
@@ -678,14 +648,15 @@ PAGES: dict[str, Callable[[], str]] = {
     "language.md": language,
     "pipeline.md": pipeline,
     "schedules.md": schedules,
-    "zoo.md": zoo_page,
+    "zoo.md": lambda: zoo_page.page(moves),
 }
 
 
 def main() -> None:
-    """Write every page."""
+    """Write every page, and the figures of the zoo."""
     for name, page in PAGES.items():
         (DOCS / name).write_text(page(), encoding="utf-8")
+    zoo_plots.write()
 
 
 if __name__ == "__main__":

@@ -13,6 +13,7 @@ from normc.language.geometry import Geometry
 from normc.ops.explain import all_jobs
 from normc.pipeline import Target
 from normc.schedule.schedule import CHANNELS_FIRST, CHANNELS_LAST
+from tests.layers import every_layer
 
 ORDERS = {"first": CHANNELS_FIRST, "last": CHANNELS_LAST}
 NAMES = ("in_", "n", "c", "tl", "part", "program", "s0", "s2_parts", "s0_t", "x_n", "c_in", "span")
@@ -41,7 +42,7 @@ def arguments(text):
 
 @pytest.mark.parametrize("order", ORDERS)
 @pytest.mark.parametrize("dtype", ["float64", "bfloat16"])
-@pytest.mark.parametrize("name", normc.zoo)
+@pytest.mark.parametrize("name", every_layer())
 def test_every_layer_has_a_text_that_parses(name, dtype, order):
     for job in jobs(name, ORDERS[order], dtype, unit=False):
         assert all(len(set(names)) == len(names) for names in arguments(source(job)))

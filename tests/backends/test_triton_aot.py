@@ -13,6 +13,7 @@ from normc.ops.explain import all_jobs
 from normc.pipeline import Target
 from normc.schedule.schedule import CHANNELS_FIRST, CHANNELS_LAST
 from tests.backends.ptx import accesses
+from tests.layers import LEADERS
 
 pytestmark = pytest.mark.aot
 
@@ -72,12 +73,13 @@ LOCAL = {"pointwise_satursin"}  # the sine of large angles keeps a table in loca
 
 
 def in_turns():
-    """Every layer, dtype and order in memory; in `make test` two of the four for each layer, and
-    the other two for the next."""
-    for i, name in enumerate(name for name in normc.zoo if name not in LOCAL):
+    """Every layer, dtype and order in memory; in `make test` two of the four for each layer whose
+    plan no other has, and the other two for the next; one for each of the rest."""
+    for i, name in enumerate(normc.zoo):
         for j, dtype in enumerate(["float32", "bfloat16"]):
             for k, order in enumerate([CHANNELS_FIRST, CHANNELS_LAST]):
-                marks = (pytest.mark.thorough,) if (i + j + k) % 2 else ()
+                now = (i + j + k) % 2 == 0 and (name in LEADERS or j == 0)
+                marks = () if now else (pytest.mark.thorough,)
                 tag = f"{name}-{dtype}-{('first', 'last')[k]}"
                 yield pytest.param(name, dtype, order, marks=marks, id=tag)
 
@@ -85,7 +87,9 @@ def in_turns():
 @pytest.mark.parametrize(("name", "dtype", "order"), list(in_turns()))
 def test_no_layer_of_the_zoo_spills_on_hopper(name, dtype, order):
     made = compiled(name, "sm_90", dtype, order, SHAPE)
-    assert {kernel_name: k.spills for kernel_name, k in made.items() if k.spills} == {}
+    assert all(kernel.binary[:4] == b"\x7fELF" for kernel in made.values())
+    spilled = {kernel_name: k.spills for kernel_name, k in made.items() if k.spills}
+    assert spilled == {} or name in LOCAL
 
 
 def reads(text, dtype, schedule, argument="x", geometry=SHAPE):

@@ -23,6 +23,7 @@ import normc
 from normc.language.geometry import Geometry
 from normc.ops import doors
 from normc.ops.recipe import Recipe
+from tests.layers import LEADERS
 
 pytestmark = [
     pytest.mark.cpu,
@@ -238,7 +239,7 @@ def assert_foretold(op, args):
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
-@pytest.mark.parametrize("name, backend", [*[(name, "torch") for name in normc.zoo], *IN_C])
+@pytest.mark.parametrize("name, backend", [*[(name, "torch") for name in LEADERS], *IN_C])
 def test_fakes_foretell_results_and_gradients(name, backend, layout):
     op, _, (_, *rest) = both(name, backend)
     x = LAYOUTS[layout]()
@@ -407,7 +408,7 @@ def test_a_traced_backward_computes_what_backward_does(backend):
     assert_close(graph(other), pull(other), **EXACT)
 
 
-@pytest.mark.parametrize("name", list(normc.zoo))
+@pytest.mark.parametrize("name", LEADERS)
 def test_flops_are_counted(name):
     op, _, args = both(name)
     with FlopCounterMode(display=False) as counter:

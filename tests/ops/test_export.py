@@ -14,6 +14,7 @@ from normc.analysis.agreement import LAYOUTS, Case, distance, draw, gradients, m
 from normc.ops.derivative import show_derivatives
 from normc.ops.export_layer import layer
 from normc.reference import reference
+from tests.layers import every_layer
 
 NAMES = (
     *("in_", "n", "c", "tl", "part", "torch", "program", "s0", "t0", "t0_", "x_n", "c_in"),
@@ -31,8 +32,9 @@ TEXTS = {
 }
 ZOO = ("evonorm_s0", "evonorm_b0", "layer_norm_tokens", "add_rms_norm", "dyt")
 EVERY = (*ZOO, *TEXTS)
-CHECKED = ("evonorm_s0", "evonorm_b0", "layer_norm_tokens", "add_rms_norm", "film", "pointwise")
-CHECKED = (*CHECKED, "scalar", pytest.param("names", marks=pytest.mark.slow))
+CHECKED = ("evonorm_s0", "evonorm_b0", "add_rms_norm", "film")
+MORE = ("layer_norm_tokens", "pointwise", "scalar", "names")
+CHECKED = (*CHECKED, *(pytest.param(name, marks=pytest.mark.thorough) for name in MORE))
 
 
 def formula(name):
@@ -99,7 +101,7 @@ def test_ruff_has_nothing_to_say(file, name):
     assert done.returncode == 0, done.stdout
 
 
-@pytest.mark.parametrize("name", normc.zoo)
+@pytest.mark.parametrize("name", every_layer())
 def test_every_layer_has_a_file(name, tmp_path):
     path = normc.compile(normc.zoo[name]).export(tmp_path / "layer.py")
     tree = ast.parse(path.read_text())

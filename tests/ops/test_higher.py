@@ -5,6 +5,7 @@ import torch
 
 import normc
 from normc.language.geometry import Geometry
+from tests.layers import every_layer
 
 pytestmark = pytest.mark.cpu
 
@@ -35,7 +36,8 @@ IN_C = {"evonorm_s0", "evonorm_b0", "layer_norm", "add_rms_norm", "grn", OWN[0]}
 
 
 EVERY = [
-    *[(name, "torch") for name in (*normc.zoo, *OWN)],
+    *[pytest.param(*row.values, "torch", marks=row.marks) for row in every_layer()],
+    *[(name, "torch") for name in OWN],
     *[
         pytest.param(name, "c", marks=() if name in IN_C else pytest.mark.thorough)
         for name in (*normc.zoo, *OWN)

@@ -14,6 +14,7 @@ from torch.testing import assert_close
 import normc
 from normc.language.geometry import Geometry
 from normc.ops.call import Call
+from tests.layers import every_layer
 
 pytestmark = [
     pytest.mark.cpu,
@@ -30,7 +31,7 @@ BACKENDS = ["c", "torch"]
 IN_C = ["evonorm_s0", "evonorm_b0", "batch_norm", "layer_norm", "add_rms_norm", "grn"]
 SLOW = [name for name in normc.zoo if name not in IN_C]
 EVERY = [
-    *[(name, "torch") for name in normc.zoo],
+    *[pytest.param(*row.values, "torch", marks=row.marks) for row in every_layer()],
     *[(name, "c") for name in IN_C],
     *[pytest.param(name, "c", marks=pytest.mark.thorough) for name in SLOW],
 ]

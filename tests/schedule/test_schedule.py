@@ -59,7 +59,7 @@ def legal(plan):
 
 @pytest.mark.parametrize("able", ABLE.values(), ids=ABLE)
 @pytest.mark.parametrize("order", ORDERS.values(), ids=ORDERS)
-@pytest.mark.parametrize("name", list(normc.zoo))
+@pytest.mark.parametrize("name", normc.zoo)
 def test_zoo_plans_are_legal(name, order, able):
     for program in both(normc.zoo[name].text):
         legal(schedule(program, order, able))

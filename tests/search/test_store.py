@@ -268,7 +268,7 @@ def test_a_changed_bit_is_noticed_or_harmless(whole, tmp_path):
     path, right = whole
     data, chance, noticed = path.read_bytes(), random.Random(0), 0
     copy = tmp_path / NAME
-    places = {*range(100), *chance.sample(range(100, len(data)), 300)}  # all of the header
+    places = {*range(100), *chance.sample(range(100, len(data)), 120)}  # all of the header
     for place in sorted(places):
         changed = bytearray(data)
         changed[place] ^= 1 << chance.randrange(8)
@@ -276,7 +276,7 @@ def test_a_changed_bit_is_noticed_or_harmless(whole, tmp_path):
         back = outcome_of(copy)
         assert back in (None, right), place
         noticed += back is None
-    assert 50 < noticed < len(places)  # most of a small file is room that is not used yet
+    assert 40 < noticed < len(places)  # most of a small file is room that is not used yet
 
 
 def test_every_bit_of_a_row_is_noticed(whole, tmp_path):
