@@ -23,6 +23,15 @@ Printed by `python -m benchmarks.networks_page` from [networks.json](networks.js
 `python -m benchmarks.kn_conv`. The modules are those of [nn.md](../nn.md).
 """
 
+DIGITS = """\
+## Digits
+
+Accuracy in percent on the 360 of scikit-learn's 1,797 digits that are kept for judging, {dtype},
+all trained alike and none tuned: SGD with Nesterov momentum, the rate falling as a cosine;
+{recipe}. The first four are one network with different layers, and so are the last two; between
+them networks differ in more than their normalization.
+"""
+
 COSTS = """\
 ## What a KNConv costs beside a convolution
 
@@ -31,13 +40,17 @@ multiples of the plain convolution's in the same rounds, medians; memory is in M
 the parameters': what forward keeps for backward, and the most that torch holds at once in a step.
 *conv* is the convolution alone; *KNConv* is in training with dropout 0.05; *eager* is the
 same in torch's own operations; *unfold* is KernelNorm2d and a convolution with stride kernel.
+What dropout costs is mostly drawing its numbers, one per element of x, which torch does on one
+thread.
 """
 
 
 def page(networks: Record, costs: Record) -> str:
     """All of the page."""
-    parts = [HEAD, *_networks(networks), *_costs(costs)]
-    return "\n".join([*parts, "## Where", "", where(networks["environment"]), ""])
+    places = [f"* {name}: {where(r['environment'])}" for name, r in
+              (("digits", networks), ("KNConv", costs))]  # fmt: skip
+    parts = [HEAD, *_networks(networks), *_costs(costs), "## Where", "", *places, ""]
+    return "\n".join(parts)
 
 
 def _networks(record: Record) -> list[str]:
@@ -53,17 +66,8 @@ def _networks(record: Record) -> list[str]:
         for name, row in record["rows"].items()
     ]
     seeds = [f"seed {run['seed']}" for run in next(iter(record["rows"].values()))["runs"]]
-    return [
-        "## Digits",
-        "",
-        f"Accuracy in percent on the 360 of scikit-learn's 1,797 digits that are kept for judging, "
-        f"{record['dtype']}, all trained alike and none tuned: SGD with Nesterov momentum, "
-        f"{recipe}, the rate falling as a cosine. Networks of a line differ in more than their "
-        "normalization; the first four are one network, and so are the last two.",
-        "",
-        *table(["network", "parameters", *seeds, "mean", "ms a step"], rows),
-        "",
-    ]
+    told = DIGITS.format(dtype=record["dtype"], recipe=recipe)
+    return [told, *table(["network", "parameters", *seeds, "mean", "ms a step"], rows), ""]
 
 
 def _costs(record: Record) -> list[str]:

@@ -30,7 +30,7 @@ def page(speed: Record, quality: Record) -> str:
 def _evolution(record: Record) -> list[str]:
     rows = record["rows"]
     wins = sum(r["evolution"]["hypervolume"] > r["random"]["hypervolume"] for r in rows)
-    table = [
+    lines = [
         [
             str(row["seed"]),
             *(f"{row[s]['hypervolume']:.4f}" for s in ("random", "evolution")),
@@ -47,7 +47,7 @@ def _evolution(record: Record) -> list[str]:
         f"networks, the default setting. Hypervolume of the three accuracies above 0. Evolution "
         f"is ahead in **{wins} of {len(rows)}** seeds.",
         "",
-        *table(head, table),
+        *table(head, lines),
         "",
         "The best of random search above, that of evolution below it, with accuracies on resnet, "
         "mobilenet and efficientnet. In the same runs:",

@@ -137,7 +137,13 @@ def _add(x: _Text, y: _Text) -> _Text:
     return f"{x[0]} + {_bracket(y, _PRODUCT if y[0].startswith('-') else _SUM)}", _SUM
 
 
+def _square(x: _Text) -> _Text:
+    return f"{_bracket(x, _ATOM)}^{{2}}", _POWER
+
+
 def _mul(x: _Text, y: _Text) -> _Text:
+    if x == y:
+        return _square(x)
     left, right = _bracket(x, _SIGN), _bracket(y, _PRODUCT)
     times = r" \cdot " if right[0].isdigit() else " "
     return left + times + right, _SIGN if x[1] == _SIGN else _PRODUCT
@@ -159,7 +165,7 @@ _NOTATIONS: dict[str, Callable[..., _Text]] = {
     "div": lambda x, y: _divide(x[0], y[0]),
     "neg": lambda x: (f"-{_bracket(x, _PRODUCT)}", _SIGN),
     "pow": lambda x, y: (f"{_bracket(x, _ATOM)}^{{{y[0]}}}", _POWER),
-    "square": lambda x: (f"{_bracket(x, _ATOM)}^{{2}}", _POWER),
+    "square": _square,
     "exp": lambda x: (f"e^{{{x[0]}}}", _POWER),
     "reciprocal": lambda x: _divide("1", x[0]),
     "rsqrt": lambda x: _divide("1", rf"\sqrt{{{x[0]}}}"),
