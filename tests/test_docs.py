@@ -243,11 +243,16 @@ def recipes(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tree
 
 
+COMMANDS = [line for text in blocks(ADDING, "sh") for line in text.splitlines() if "pytest" in line]
+
+
 @pytest.mark.cpu
 @pytest.mark.parametrize(
     "command",
-    [line for text in blocks(ADDING, "sh") for line in text.splitlines() if "pytest" in line],
-    ids=lambda line: line.split()[-1],
+    [
+        pytest.param(line, id=line.split()[-1], marks=pytest.mark.thorough if i else ())
+        for i, line in enumerate(COMMANDS)
+    ],
 )
 def test_a_recipe_passes_the_tests_it_names(recipes: Path, command: str) -> None:
     program, *arguments = shlex.split(command)

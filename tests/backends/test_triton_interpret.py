@@ -20,7 +20,7 @@ from normc.pipeline import Target, programs
 from normc.reference import reference
 from normc.schedule.schedule import CHANNELS_FIRST, CHANNELS_LAST
 from tests.backends.schedules import small
-from tests.layers import LEADERS, every_layer
+from tests.layers import LEADERS
 
 pytestmark = [
     pytest.mark.interpret,
@@ -29,6 +29,7 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore:Conversion of an array:DeprecationWarning"),  # Triton 3.6
 ]
 
+THOROUGH = pytest.mark.thorough
 SHAPES = {2: (5, 12), 3: (2, 3, 6), 4: (2, 6, 3, 2), 5: (1, 6, 2, 1, 3)}
 BY_NAME = {layout.name: layout for layout in LAYOUTS}
 
@@ -40,9 +41,17 @@ def case_on(layout, dtype="float32", shape=None):
     return Case(layout, shape, 3 if shape[layout.channel_dim] % 3 == 0 else 1, dtype, 7)
 
 
-@pytest.mark.parametrize("name", every_layer())
-def test_the_zoo_agrees_with_the_oracle(name):
-    for layout in LAYOUTS:
+def on_layouts():
+    """Every layer on all layouts; in `make test` one of a kind on three, the next on the others."""
+    for i, name in enumerate(LEADERS):
+        yield pytest.param(name, LAYOUTS[i % 2 :: 2], id=name)
+    for name in normc.zoo:
+        yield pytest.param(name, LAYOUTS, id=f"{name}-all", marks=pytest.mark.thorough)
+
+
+@pytest.mark.parametrize(("name", "layouts"), list(on_layouts()))
+def test_the_zoo_agrees_with_the_oracle(name, layouts):
+    for layout in layouts:
         for error in compare(normc.zoo[name], case_on(layout), "triton"):
             assert error.ok, (layout.name, error)
 
@@ -152,7 +161,9 @@ SIZES = {  # of a tensor that an instance's tiles have to cover: less, as much, 
 
 @pytest.mark.parametrize("schedule", SCHEDULES)
 @pytest.mark.parametrize("size", SIZES)
-@pytest.mark.parametrize("name", ["evonorm_s0", "evonorm_b0", "layer_norm_tokens"])
+@pytest.mark.parametrize(
+    "name", ["evonorm_b0", "layer_norm_tokens", pytest.param("evonorm_s0", marks=THOROUGH)]
+)
 def test_sizes_around_the_edges_of_tiles(name, size, schedule):
     shape = SIZES[size]
     extent = 4 if max(shape) < 100 else 64  # tiles, shares and boxes of 4 or 64
@@ -176,7 +187,7 @@ def test_a_large_mean_is_taken_off_before_squaring(schedule):
 
 
 @pytest.mark.parametrize("schedule", SCHEDULES)
-@pytest.mark.parametrize("name", ["layer_norm_tokens", "evonorm_b0"])
+@pytest.mark.parametrize("name", ["evonorm_b0", pytest.param("layer_norm_tokens", marks=THOROUGH)])
 def test_results_are_the_same_to_the_last_bit(name, schedule):
     case = Case(BY_NAME["channels-last"], (3, 6, 5, 1), 1, "float32", 3)
     first, second = (run(normc.zoo[name].text, case, small(schedule)) for _ in range(2))

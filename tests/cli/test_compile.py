@@ -97,9 +97,12 @@ def test_the_arguments_are_those_of_the_machine_code(tmp_path, text, target, dty
 LAUNCHED = [
     # formula, a schedule for every kernel that has it, and more
     ("evonorm_s0", "resident", ()),
-    ("evonorm_s0", "split", ("--dtype", "float64")),
     ("evonorm_b0", "streaming", ("--layout", "channels-last")),
-    ("add_rms_norm", "resident", ("--channel-dim", "-1", "--shape", "3,6,16")),
+    pytest.param("evonorm_s0", "split", ("--dtype", "float64"), marks=pytest.mark.thorough),
+    pytest.param(
+        *("add_rms_norm", "resident", ("--channel-dim", "-1", "--shape", "3,6,16")),
+        marks=pytest.mark.thorough,
+    ),
     ("input scale[n,s]; x*scale/group_rms(x)", "split", ("--channel-dim", "2", "--groups", "1")),
 ]
 

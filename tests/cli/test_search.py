@@ -143,6 +143,7 @@ def until(condition, seconds=120):
         time.sleep(0.05)
 
 
+@pytest.mark.thorough
 def test_a_stopped_run_goes_on_to_the_same_archive(folder, setting, tmp_path):
     where = tmp_path / "again"
     run("search", where, "--setting", setting, "--evaluations", 5, "--workers", 1)

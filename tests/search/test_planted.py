@@ -149,8 +149,7 @@ PUBLISHED = {  # each in plain torch, v for v1
 }
 
 FAST = {
-    *("EvoNorm-S0", "EvoNorm-B0"),
-    *("identity", "exp of exp"),
+    *("EvoNorm-B0", "exp of exp"),
 }
 
 

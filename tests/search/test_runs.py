@@ -86,7 +86,7 @@ def _size(folder):
 
 
 def test_a_run_that_is_killed_loses_nothing(whole, tmp_path):
-    found, _ = killed(tmp_path, COUNT, random.Random(0), 3)
+    found, _ = killed(tmp_path, COUNT, random.Random(0), 2)
     assert facts(found) == facts(whole)
 
 
