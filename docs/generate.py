@@ -43,6 +43,7 @@ from normc.schedule.schedule import CHANNELS_FIRST, CHANNELS_LAST
 
 sys.path.append(str(Path(__file__).parents[1]))  # a script looks into its own folder only
 
+from benchmarks.rows import ROWS
 from docs import zoo_page, zoo_plots
 from docs.markdown import block, code, table
 
@@ -73,7 +74,8 @@ and the first of the others is the sample.
 {letters}
 
 `groups` divides the channels into G groups of K; `groups="auto"` is the largest divisor of the
-channel count not above {most_groups}.
+channel count not above {most_groups}. Up to {most_groups} channels that makes groups of one
+channel, with the statistics of an instance: give a number there, or "isometric" to a `Layer`.
 
 ## Statistics
 
@@ -611,7 +613,10 @@ SPEED = re.compile(r"^(<!-- speed -->\n).*?(<!-- end of speed -->)$", re.MULTILI
 
 
 def speed() -> str:
-    """The largest contiguous float32 tensors of docs/benchmarks/cpu.json, as a table."""
+    """The largest contiguous float32 tensors of docs/benchmarks/cpu.json, as a table.
+
+    A layer is named as `normc bench` takes it: by its name in the zoo, or its formula.
+    """
     found = json.loads((DOCS / "benchmarks" / "cpu.json").read_text("utf-8")).values()
     rows = [r for r in found if (r["dtype"], r["layout"]) == ("float32", "contiguous")]
     largest = max(r["size"] for r in rows)
@@ -620,7 +625,8 @@ def speed() -> str:
         times = row["passes"]["forward+backward"]["times"]
         ratios = [times["normc"]["over_floor"]]
         ratios += [times[who]["times_ours"] for who in ("inductor", "eager")]
-        lines.append(f"| `{row['row']}` | " + " | ".join(f"{r:.2f}" for r in ratios) + " |")
+        cells = [code(ROWS[row["row"]].text), *(f"{r:.2f}" for r in ratios)]
+        lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines)
 
 

@@ -9,7 +9,8 @@ from functools import cached_property, lru_cache
 from typing import Any
 
 from normc.errors import NormcError, nearest
-from normc.language.definition import Definition, Input, Param
+from normc.language.definition import Definition, Input, Param, X
+from normc.language.expr import postorder
 from normc.language.parse import parse as parse_definition
 from normc.language.show import show
 from normc.language.zoo import ZOO, Entry
@@ -38,6 +39,11 @@ class Formula:
     def inputs(self) -> tuple[Input, ...]:
         """The tensors beside x that every call has to give."""
         return self.definition.inputs
+
+    @cached_property
+    def reads_x(self) -> bool:
+        """Whether any result depends on the input."""
+        return any(node is X for node in postorder(self.definition.results))
 
     @cached_property
     def shown(self) -> str:
@@ -96,6 +102,21 @@ def parse(text: str) -> Formula:
     return Formula(text)
 
 
+def formula_of(formula: Formula | str) -> Formula:
+    """A formula itself, that of a text, or that of a name in the zoo.
+
+    A text that is a single name means the zoo's formula; no formula is one name but ``x``. Raises
+    `FormulaError`, and `ZooError` for a name that the zoo does not have.
+    """
+    if isinstance(formula, Formula):
+        return formula
+    if not isinstance(formula, str):  # pyright: ignore[reportUnnecessaryIsInstance]
+        kind = type(formula).__name__
+        raise NormcError(f"a formula is text, a name in the zoo or a normc.Formula, not {kind}")
+    word = formula.strip()
+    return zoo[word] if word.isidentifier() and word != X.name else parse(formula)
+
+
 class Zoo(Mapping[str, Formula]):
     """The named formulas: ``normc.zoo["evonorm_s0"]``."""
 
@@ -112,7 +133,8 @@ class Zoo(Mapping[str, Formula]):
 @lru_cache(maxsize=1024)
 def _from_zoo(name: str) -> Formula:
     if name not in ZOO:
-        raise ZooError(f"no formula is called `{name}`{nearest(name, ZOO)}")
+        hint = nearest(name, ZOO) or ": `normc zoo` lists those there are"
+        raise ZooError(f"no formula is called `{name}`{hint}")
     return Formula(ZOO[name].text, name, ZOO[name])
 
 

@@ -23,6 +23,7 @@ from normc.language.geometry import Geometry, Groups, check
 from normc.language.parse import parse
 from normc.language.primitives import PRIMITIVES
 from normc.language.reductions import EPS, REDUCTIONS
+from normc.language.zoo import ZOO
 
 
 class Defined(Protocol):
@@ -70,14 +71,15 @@ class Oracle:
 
 
 def reference(formula: str | Definition | Defined) -> Oracle:
-    """The oracle for a formula: its text, its definition, or an object with a ``definition``.
+    """The oracle for a formula: its text or name in the zoo, its definition, or what has one.
 
     >>> rms = reference("x / channel_rms(x) * gamma")
     >>> rms(torch.ones(2, 3)).shape
     torch.Size([2, 3])
     """
     if isinstance(formula, str):
-        return Oracle(parse(formula))
+        row = ZOO.get(formula.strip())
+        return Oracle(parse(row.text if row else formula))
     return Oracle(formula if isinstance(formula, Definition) else formula.definition)
 
 

@@ -4,6 +4,7 @@
 """
 
 from importlib import import_module
+from pkgutil import iter_modules
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -37,3 +38,8 @@ def __getattr__(name: str) -> Any:
     if name not in _HOME:
         raise AttributeError(f"module 'normc.analysis' has no attribute {name!r}")
     return getattr(import_module(f"normc.analysis.{_HOME[name]}"), name)
+
+
+def __dir__() -> list[str]:
+    """What is public, and the modules."""
+    return sorted({*__all__, *(module.name for module in iter_modules(__path__))})

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from normc.formula import Formula, parse
+from normc.formula import Formula, formula_of
 from normc.language.definition import Definition
 from normc.language.geometry import Geometry
 from normc.ops.judge import (
@@ -120,7 +120,7 @@ def compare(
     Triton's cases are on the GPU where there is one. Raises `BackendError` where the backend cannot
     run on the case's dtype.
     """
-    parsed = parse(formula) if isinstance(formula, str) else formula
+    parsed = formula_of(formula)
     given, cotangents = draw(parsed.definition, case)
     how = {"groups": case.groups, "eps": eps, "channel_dim": case.layout.channel_dim}
     oracle, op = reference(parsed), compile(parsed, backend)

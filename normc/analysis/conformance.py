@@ -24,7 +24,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.checkpoint import checkpoint, create_selective_checkpoint_contexts
 
 from normc.analysis.agreement import LAYOUTS, TOLERANCE, Case, draw
-from normc.formula import Formula, parse
+from normc.formula import Formula, formula_of
 from normc.language.axes import CHANNEL, FULL, Axis
 from normc.ops.op import compile
 from normc.ops.recipe import Recipe
@@ -52,7 +52,7 @@ class Subject:
     """
 
     def __init__(self, formula: Formula | str, backend: str = "c") -> None:
-        self.formula = parse(formula) if isinstance(formula, str) else formula
+        self.formula = formula_of(formula)
         self.backend = backend
         self.names = tuple(self._drawn(0, SHAPE))
         self.args, self.tangents = self.draw(), self.draw(seed=1)

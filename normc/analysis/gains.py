@@ -23,8 +23,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from normc.analysis.draws import checked, gaussian, undisturbed
 from normc.errors import FormulaError, NormcError
-from normc.formula import Formula, parse, zoo
+from normc.formula import Formula, formula_of, parse
 from normc.language.axes import CHANNEL
 from normc.language.expr import Reduce, postorder
 from normc.language.geometry import Groups
@@ -104,28 +105,26 @@ def moments(
     the zoo's, else 1e-5.
 
     Raises `FormulaError` for a formula with inputs or several results, `GainError` if the variance
-    is infinite, undefined or zero.
+    is infinite, undefined or zero, `ShapeError` for a ``sample`` without channels.
     """
-    formula = formula_of(f)
+    formula = function_of(f)
     if eps is None:
         eps = formula.entry.eps if formula.entry else 1e-5
-    if sample is None and not has_statistics(formula):
-        return _integrated(formula, eps)
-    return _sampled(formula, tuple(sample or SAMPLE), draws, groups, eps, seed)
+    with undisturbed():
+        if sample is None and not has_statistics(formula):
+            return _integrated(formula, eps)
+        shape = SAMPLE if sample is None else checked("sample", sample, least=2)
+        return _sampled(formula, shape, draws, groups, eps, seed)
 
 
-def formula_of(f: Formula | str) -> Formula:
+def function_of(f: Formula | str) -> Formula:
     """The formula of a text, or of the name of a zoo's formula or of a function of one argument.
 
     Raises `FormulaError` if it does not map one tensor to one tensor.
     """
-    if isinstance(f, str):
-        word = f.strip()
-        row = PRIMITIVES.get(word)
-        if row is not None and row.callable and len(row.args) == 1:
-            f = parse(f"{word}(x)")
-        else:
-            f = zoo[word] if word.isidentifier() and word != "x" else parse(f)
+    row = PRIMITIVES.get(f.strip()) if isinstance(f, str) else None
+    unary = row is not None and row.callable and len(row.args) == 1
+    f = parse(f"{row.name}(x)") if row and unary else formula_of(f)
     if f.inputs:
         raise FormulaError(f"`{f.text}` needs the input `{f.inputs[0].name}`, which has no default")
     if len(f.definition.results) > 1:
@@ -223,7 +222,7 @@ def _sampled(
     chance, op = torch.Generator().manual_seed(seed), compile(formula)
     rows: list[tuple[float, float]] = []
     for _ in range(draws):
-        x = torch.randn(shape, generator=chance, dtype=torch.float64)
+        x = gaussian(shape, chance)
         with torch.no_grad():
             y = op.run(x, initial(formula, shape[1], x), groups, eps, 1)[0]
         rows.append((float(y.mean()), float(y.square().mean())))

@@ -26,20 +26,19 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any, Literal
 
-from torch import Tensor, nn
+from torch import nn
+from torch.nn.parameter import is_lazy
 
+from normc.analysis.batches import batches
+from normc.analysis.isometric_feeds import Feeds, Sizes, sizes_of
 from normc.analysis.isometric_unit import By, Ratio, derived, sampled, unit_of
-from normc.analysis.trace import Watch, batches, untouched
+from normc.analysis.trace import untouched
 from normc.errors import NormcError, ShapeError
 from normc.formula import Formula
 from normc.ops.dropin import activates
 from normc.ops.grouping import Data
-from normc.ops.layer import Layer
-from normc.ops.replace import NORMS
 
 Method = Literal["auto", "derived", "sampled"]
-
-_NORMS = (*NORMS, Layer)
 
 LARGEST = 8
 """Maps are sampled up to this height and width."""
@@ -124,8 +123,9 @@ def isometric_groups(
     found = derived(unit)
     known = by == "mean" and any(r.derived is not None for r in found)
     if method == "sampled" or not (known or method == "derived"):
-        count = inputs or (50 if unit.size == 1 else 10)
-        found = sampled(unit, found, draws, count, seed)
+        if inputs is None:
+            inputs = 50 if unit.size == 1 else 10
+        found = sampled(unit, found, draws, inputs, seed)
     return Isometric(
         unit.formula.text, fan_in, fan_out, kernel, by, tuple(found), _choice(found, by)
     )
@@ -162,14 +162,17 @@ def isometric_groups_of(
     in both directions. Convolutions with groups count as dense, kernels that are not square as
     square ones of about the same area. ``how`` are other arguments of `isometric_groups`.
 
-    Norms that nothing feeds, or whose channels are not those of what feeds them (as behind a
-    concatenation), are left out. Raises `NormcError` as `isometric_groups` does.
+    Norms that nothing feeds or another kind of module, or whose channels are not those of what
+    feeds them (as behind a concatenation), are left out. Raises `NormcError` as `isometric_groups`
+    does, and if the model does not run on one tensor.
     """
+    if largest < 1:
+        raise ShapeError(f"largest={largest}: maps have a height and width of at least 1")
     (x,) = batches(model, data, shape, 1, how.get("seed", 0))
-    feeds = _Feeds(model, largest)
+    feeds = Feeds(model, largest)
     with untouched(model, True, how.get("seed", 0)):
         feeds.run(x)
-    known: dict[_Sizes, int] = {}
+    known: dict[Sizes, int] = {}
     for sizes in feeds.found.values():
         if sizes not in known:
             fan_in, fan_out, kernel, stride, size = sizes
@@ -179,52 +182,14 @@ def isometric_groups_of(
     return {name: known[sizes] for name, sizes in feeds.found.items()}
 
 
-_Sizes = tuple[int, int, int, int, int]
-"""fan_in, fan_out, kernel, stride, size."""
-
-
-class _Feeds(Watch):
-    """Notes the sizes of what feeds each norm, at its first call."""
-
-    def __init__(self, model: nn.Module, largest: int) -> None:
-        super().__init__(model)
-        self.largest = largest
-        self.found: dict[str, _Sizes] = {}
-
-    def entered(self, name: str, args: Sequence[Any]) -> None:
-        norm = self.model.get_submodule(name)
-        trail = self.trail(args[0]) if isinstance(norm, _NORMS) and args else None
-        if trail is None or trail.fed is None or name in self.found:
-            return
-        sizes = _sizes(self.model.get_submodule(trail.fed), args[0], self.largest)
-        if sizes is not None and sizes[1] == _channels(norm):
-            self.found[name] = sizes
-
-
-def _sizes(feeder: Any, x: Tensor | None, largest: int) -> _Sizes | None:
-    """What is asked of `isometric_groups` behind a module, and None where it cannot be asked.
-
-    Maps are as large as x, which the module made; without one no smaller than ``largest``, and
-    a linear layer has no positions.
-    """
-    if isinstance(feeder, nn.Linear):
-        positions = 1 if x is None else math.isqrt(math.prod(x.shape[1:-1]))
-        return feeder.in_features, feeder.out_features, 1, 1, max(1, min(largest, positions))
-    if not hasattr(feeder, "kernel_size") or getattr(feeder, "transposed", False):
-        return None
-    area: float = math.prod(feeder.kernel_size) ** (1 / len(feeder.kernel_size))
-    kernel, stride = round(area), max(feeder.stride)
-    seen = largest if x is None else min(x.shape[2:]) * stride
-    size = max(kernel, min(largest, seen))
-    return feeder.in_channels, feeder.out_channels, kernel, stride, -(-size // stride) * stride
-
-
 # --- groups="isometric" ---------------------------------------------------------------------------
 
 
 def of_layer(formula: Formula, after: nn.Module) -> int:
     """The number of groups behind a convolution or linear layer; `ShapeError` for other modules."""
-    sizes = _sizes(after, None, LARGEST)
+    if any(map(is_lazy, after.parameters())):
+        raise ShapeError(f"after={type(after).__name__} has no shapes yet: call it once on a batch")
+    sizes = sizes_of(after, None, LARGEST)
     if sizes is None:
         raise ShapeError(f"after={type(after).__name__}: expected a convolution or linear layer")
     return _found(formula, _behind(formula), sizes)
@@ -242,18 +207,10 @@ def _behind(formula: Formula) -> str | None:
 
 
 @lru_cache(maxsize=1024)
-def _found(formula: Formula, activation: str | None, sizes: _Sizes) -> int:
+def _found(formula: Formula, activation: str | None, sizes: Sizes) -> int:
     fan_in, fan_out, kernel, stride, size = sizes
     found = isometric_groups(formula, fan_in, fan_out, kernel, activation, stride=stride, size=size)
     return found.groups
-
-
-def _channels(norm: nn.Module) -> int:
-    """The channels of a norm, 0 where it normalizes several dimensions."""
-    shape: Any = getattr(norm, "normalized_shape", None)
-    if shape is not None:
-        return shape[0] if len(shape) == 1 else 0
-    return getattr(norm, "num_features", 0) or getattr(norm, "num_channels", 0)
 
 
 __all__ = ["By", "Isometric", "Method", "Ratio", "isometric_groups", "isometric_groups_of"]

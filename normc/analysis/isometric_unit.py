@@ -12,7 +12,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from normc.analysis.gains import formula_of, initial
+from normc.analysis.draws import gaussian, undisturbed
+from normc.analysis.gains import function_of, initial
 from normc.errors import FormulaError, NormcError, ShapeError
 from normc.formula import Formula, parse
 from normc.language.definition import Definition, X
@@ -77,21 +78,22 @@ def unit_of(
 ) -> Unit:
     """Check the arguments."""
     fan_in, fan_out, kernel, stride, size = sizes
-    norm = formula_of(formula)
+    norm = function_of(formula)
     if not splits_channels(norm):
         raise NormcError(
             f"the statistics of `{norm.text}` do not depend on groups: nothing to find"
         )
-    size = size or (1 if kernel == 1 else 8)
+    if size is None:
+        size = 1 if kernel == 1 else 8
     if min(fan_in, fan_out, kernel, stride, size) < 1 or size % stride or size < kernel:
         raise ShapeError("sizes are at least 1, size is at least kernel and a multiple of stride")
     if eps is None:
         eps = norm.entry.eps if norm.entry else 1e-5
-    act = None if activation is None else formula_of(activation)
+    act = None if activation is None else function_of(activation)
     whole = norm if act is None else _composed(act, norm)
     if before is None:
         before = act or (whole if activates(norm) else "x")
-    return Unit(whole, formula_of(before), fan_in, fan_out, kernel, stride, size, eps)
+    return Unit(whole, function_of(before), fan_in, fan_out, kernel, stride, size, eps)
 
 
 def _composed(outer: Formula, inner: Formula) -> Formula:
@@ -130,9 +132,10 @@ def sampled(unit: Unit, rows: Sequence[Ratio], draws: int, inputs: int, seed: in
     if draws < 2 or inputs < 1:
         raise NormcError("a standard error needs draws=2 or more, and inputs=1 or more")
     chance = torch.Generator().manual_seed(seed)
-    parts = [_draw(unit, [r.groups for r in rows], inputs, chance) for _ in range(draws)]
-    ratios = torch.stack(parts)  # (draws, rows, inputs)
-    return [_summary(row, ratios[:, i]) for i, row in enumerate(rows)]
+    with undisturbed():
+        parts = [_draw(unit, [r.groups for r in rows], inputs, chance) for _ in range(draws)]
+        ratios = torch.stack(parts)  # (draws, rows, inputs)
+        return [_summary(row, ratios[:, i]) for i, row in enumerate(rows)]
 
 
 def _summary(row: Ratio, ratios: Tensor) -> Ratio:
@@ -143,18 +146,14 @@ def _summary(row: Ratio, ratios: Tensor) -> Ratio:
 
 def _draw(unit: Unit, groups: Sequence[int], inputs: int, chance: torch.Generator) -> Tensor:
     """The ratios (groups, inputs) of one weight, in float64."""
-
-    def normal(*shape: int) -> Tensor:
-        return torch.randn(shape, generator=chance, dtype=torch.float64)
-
     maps = (unit.size, unit.size) if unit.size > 1 else ()
-    z = normal(inputs, unit.fan_in, *maps)
+    z = gaussian((inputs, unit.fan_in, *maps), chance)
     with torch.no_grad():
         x = _run(unit.before, z, "auto", unit.eps)
     x = x.detach().requires_grad_()
-    weight = normal(unit.fan_out, unit.fan_in, *([unit.kernel] * len(maps)))
+    weight = gaussian((unit.fan_out, unit.fan_in, *[unit.kernel] * len(maps)), chance)
     h = _convolved(x, weight / math.sqrt(weight[0].numel()), unit)
-    dy = normal(*h.shape)
+    dy = gaussian(h.shape, chance)
     found: list[Tensor] = []
     for g in groups:
         (dh,) = torch.autograd.grad(

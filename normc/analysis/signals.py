@@ -16,10 +16,11 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from torch import Tensor, nn
+from torch import nn
 
+from normc.analysis.batches import batches as batches_of
+from normc.analysis.batches import taken
 from normc.analysis.signals_meter import BRANCH, Meter, find_blocks
-from normc.analysis.trace import batches as batches_of
 from normc.analysis.trace import untouched
 from normc.errors import NormcError, nearest
 from normc.ops.grouping import Data
@@ -77,10 +78,11 @@ def signal_propagation(
 ) -> Signals:
     """Run a model and measure its signal at each residual block.
 
-    ``data`` is a batch or an iterable of batches, of which at most ``batches`` are used (of a tuple
-    the first tensor); without it, so many unit Gaussian ones of ``shape`` (N, C, H, W). The model
-    runs in training mode by default, so that BatchNorm uses its batch as at the start of training,
-    but without dropout and stochastic depth. It is left as it was.
+    ``data`` is a batch or an iterable of batches, of which at most ``batches`` are read (of a tuple
+    the first tensor), in the model's dtype unless they are whole numbers; without it, so many unit
+    Gaussian ones of ``shape`` (N, C, H, W). The model runs in training mode by default, so that
+    BatchNorm uses its batch as at the start of training, but without dropout and stochastic depth.
+    It is left as it was.
 
     **Blocks.** A residual block is a module whose own forward method adds two tensors of one shape
     that both come from the model's input, one of them through more convolutions or matrix products
@@ -91,7 +93,8 @@ def signal_propagation(
     called ``branch`` and returns the shape that it returns. ``blocks`` names other modules, and
     ``branches`` the modules whose outputs are the branches.
 
-    Raises `NormcError` if no block is found, or for a name that the model does not have.
+    Raises `NormcError` if no block is found, for a name that the model does not have, for data of
+    which none can be measured, or if the model does not run on one tensor.
 
     >>> net = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU())
     >>> [b.name for b in signal_propagation(net, shape=(2, 3, 8, 8), blocks=["0", "1"]).blocks]
@@ -110,15 +113,18 @@ def signal_propagation(
 
 
 def compare_signals(
-    models: Mapping[str, nn.Module], data: Data | None = None, **how: Any
+    models: Mapping[str, nn.Module], data: Data | None = None, *, batches: int = 4, **how: Any
 ) -> tuple[Signals, ...]:
     """`signal_propagation` of several models, by label, on the same batches.
 
     ``how`` are its arguments. To compare layers in one network, copy it and let
-    `normc.replace_norms` put each formula in.
+    `normc.replace_norms` put each formula in. Raises `NormcError` as it does, and without models.
     """
-    if data is not None and not isinstance(data, Tensor):
-        data = list(data)  # an iterator could be read only once
+    if not hasattr(models, "items") or not models:
+        raise NormcError('compare what? Give a mapping from names to models, as {"before": net}')
+    if data is not None:
+        data = taken(data, batches)  # an iterator could be read only once
+    how["batches"] = batches
     return tuple(signal_propagation(m, data, label=label, **how) for label, m in models.items())
 
 
@@ -127,10 +133,15 @@ def compare_signals(
 
 def _chosen(model: nn.Module, blocks: Blocks) -> list[str]:
     modules = dict(model.named_modules())
-    if callable(blocks):
+    names: list[Any]
+    if isinstance(blocks, nn.Module):  # which is callable, too
+        names = [blocks]
+    elif callable(blocks):
         names = [name for name, module in modules.items() if name and blocks(name, module)]
     else:
         names = list(blocks)
+    if isinstance(blocks, str) or not all(isinstance(name, str) for name in names):
+        raise NormcError('blocks takes a list of paths, as ["layer1.0"]: see model.named_modules()')
     for name in names:
         if name not in modules:
             raise NormcError(f"the model has no module `{name}`{nearest(name, modules)}")
@@ -154,7 +165,8 @@ def _branches(model: nn.Module, names: Sequence[str], given: Branches | None) ->
             raise NormcError(f"the model has no module `{path}`{nearest(path, modules)}")
     found = {path: block for path, block in pairs if path in modules}
     if not found:
-        raise NormcError(f"no block has a module `{given}`")
+        known = {path for n in names for path, _ in model.get_submodule(n).named_modules()}
+        raise NormcError(f"no block has a module `{given}`{nearest(str(given), known)}")
     return found
 
 

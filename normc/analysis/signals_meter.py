@@ -9,7 +9,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from normc.analysis.trace import Watch, tensors
-from normc.errors import NormcError
+from normc.errors import NormcError, ShapeError
 
 INPUT = "(input)"
 """The row of what enters the first block."""
@@ -109,7 +109,7 @@ class Meter(Watch):
     def added(self, branch: Tensor) -> None:
         block = next((n for n in reversed(self.working) if n in self.names), None)
         if block is not None and block not in self.ends.values():
-            self._last[block] = Channels.of(branch, self.dim)  # a later sum takes its place
+            self._last[block] = self._measured(branch, block)  # a later sum takes its place
 
     def left(self, name: str, out: Any) -> None:
         if name in self.ends:
@@ -133,7 +133,15 @@ class Meter(Watch):
             raise NormcError(
                 f"`{name}` has no tensor with channels to measure: choose other blocks"
             )
-        return Channels.of(found, self.dim)
+        return self._measured(found, name)
+
+    def _measured(self, t: Tensor, name: str) -> Channels:
+        if not -t.dim() <= self.dim < t.dim():
+            shape = tuple(t.shape)
+            raise ShapeError(f"channel_dim={self.dim} is not there at `{name}`, of shape {shape}")
+        if t.is_meta:
+            raise NormcError("the model is on the meta device, without numbers to be measured")
+        return Channels.of(t, self.dim)
 
     @staticmethod
     def _note(room: dict[str, Channels], name: str, found: Channels) -> None:

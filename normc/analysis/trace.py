@@ -12,7 +12,6 @@ from collections.abc import Generator, Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import partial
-from itertools import islice
 from typing import Any
 
 import torch
@@ -22,8 +21,8 @@ from torch.nn.parameter import is_lazy
 from torch.overrides import TorchFunctionMode
 from torch.utils.weak import WeakTensorKeyDictionary
 
-from normc.errors import NormcError, ShapeError
-from normc.ops.grouping import Data
+from normc.analysis.batches import dtype_name
+from normc.errors import NormcError
 
 _WEIGHTED = {
     *("conv1d", "conv2d", "conv3d", "conv_transpose1d", "conv_transpose2d", "conv_transpose3d"),
@@ -48,6 +47,9 @@ class Trail:
 class Watch(TorchFunctionMode):
     """Watches runs of a model; what is done about it, subclasses say by three methods."""
 
+    way_out = "wrap it in a module that takes one tensor"
+    """What may help where the model does not run."""
+
     def __init__(self, model: nn.Module) -> None:
         super().__init__()
         self.model = model
@@ -68,7 +70,19 @@ class Watch(TorchFunctionMode):
         return self._trails.get(tensor)
 
     def run(self, x: Tensor) -> None:
-        """Run the model on a batch, under `untouched`."""
+        """Run the model on a batch, under `untouched`; `NormcError` says why it does not run."""
+        try:
+            self._run(x)
+        except NormcError:
+            raise
+        except Exception as error:
+            lines = [type(error).__name__, *str(error).strip().splitlines()[:1]]
+            raise NormcError(
+                f"the model does not run on one tensor of shape {tuple(x.shape)}, {dtype_name(x)}: "
+                f"{': '.join(lines)}; {_unwrapped(self.model) or self.way_out}"
+            ) from error
+
+    def _run(self, x: Tensor) -> None:
         buffers = {name: b.clone() for name, b in self.model.named_buffers()}
         self.working.clear()
         with ExitStack() as stack:
@@ -189,6 +203,15 @@ def untouched(model: nn.Module, training: bool, seed: int) -> Generator[None]:
                 module.training = mode
 
 
+def _unwrapped(model: nn.Module) -> str:
+    """What to do about wrappers that hooks and torch.func do not go through."""
+    if any(isinstance(module, nn.DataParallel) for module in model.modules()):
+        return "give model.module, which nn.DataParallel wraps"
+    if any(isinstance(module, torch.jit.ScriptModule) for module in model.modules()):
+        return "give the model as it was before torch.jit"
+    return ""
+
+
 def _generator(device: int) -> torch.Generator:
     torch.cuda.init()
     return torch.cuda.default_generators[device]
@@ -201,24 +224,3 @@ def _drops(module: nn.Module) -> bool:
 
 def _compiled(module: nn.Module) -> bool:
     return hasattr(module, "_orig_mod") or getattr(module, "_compiled_call_impl", None) is not None
-
-
-def batches(
-    model: nn.Module, data: Data | None, shape: Sequence[int] | None, count: int, seed: int
-) -> list[Tensor]:
-    """At most ``count`` batches on the model's device: of the data, else unit Gaussian.
-
-    Raises `NormcError` if there are none, `ShapeError` without data and shape, or with both.
-    """
-    if (data is None) == (shape is None):
-        raise ShapeError("give either data or shape=(N, C, H, W), the shape of Gaussian batches")
-    like = next((p for p in model.parameters() if p.is_floating_point()), torch.empty(0))
-    if shape is not None:
-        chance = torch.Generator().manual_seed(seed)
-        return [torch.randn(*shape, generator=chance).to(like) for _ in range(count)]
-    assert data is not None
-    rows = [data] if isinstance(data, Tensor) else list(islice(data, count))
-    found = [row[0] if isinstance(row, (tuple, list)) else row for row in rows]
-    if not found or not all(isinstance(x, Tensor) for x in found):
-        raise NormcError("the data hold no batches: give a tensor, or an iterable of tensors")
-    return [x.to(like.device) for x in found]

@@ -46,10 +46,9 @@ NoColor = Annotated[bool, typer.Option("--no-color", help="Plain text, without c
 
 def find_formula(text: str) -> Formula:
     """The formula of a text; a single word other than ``x`` is a name in the zoo."""
-    from normc.formula import parse, zoo
+    from normc.formula import formula_of
 
-    word = text.strip()
-    return zoo[word] if word.isidentifier() and word != "x" else parse(text)
+    return formula_of(text)
 
 
 def find_shape(text: str) -> tuple[int, ...]:

@@ -3,7 +3,8 @@
 `SYNTAX` is read by lark's `match_examples`: an error in a user's text gets the message of the
 example that fails in the same parser state at a token of the same kind. Where no example fits, the
 message says what was expected (`EXPECTED`). `CHARACTERS` explains the printable characters that no
-token starts with, `WORDS` the words of Python that formulas do not have.
+token starts with, `WORDS` the words of Python that formulas do not have, `FOREIGN` functions that
+other libraries have.
 """
 
 from __future__ import annotations
@@ -50,8 +51,10 @@ SYNTAX: tuple[tuple[str, tuple[str, ...]], ...] = (
         ),
     ),
     (
-        "`=` gives a name its value at the start of a line; equality is `==`, inside where",
-        ("2 = x", "-x = 2", "(x) = 2", "x² = 2", "exp(x) = 2", "where(x = 1, 2, 3)", "h = = 2"),
+        "`=` gives a name its value at the start of a line; equality is `==`, inside where, and "
+        "eps and groups are given to the call or the layer",
+        ("2 = x", "-x = 2", "(x) = 2", "x² = 2", "exp(x) = 2", "where(x = 1, 2, 3)", "h = = 2",
+         "group_std(x, eps = 2)"),
     ),
     (
         "a comparison can only be the condition of where(a > b, c, d)",
@@ -121,7 +124,7 @@ SYNTAX: tuple[tuple[str, tuple[str, ...]], ...] = (
         ),
     ),
     (
-        "a declaration stands on its own line and has the form: param v[c] = 1",
+        "a declaration stands on its own line and has the form: param v[c] = 1, or input r[n]",
         (
             *("param v w", "param v, w", "param v 2", "param v + 2", "param v(2)", "param v == 2"),
             *("param v[c], w", "param v[c] 2", "param v = 2, w", "param v = 2 x", "param v = -2 x"),
@@ -186,3 +189,29 @@ WORDS = {
     "or": "put one where inside another",
     "not": "turn the comparison around",
 }
+
+FOREIGN = {
+    word: hint
+    for words, hint in (
+        ("swish", "it is called silu(x)"),
+        ("pow power", "a power is written `**`"),
+        ("ln", "the natural logarithm is log(x)"),
+        ("arctan", "it is called atan(x)"),
+        ("clip", "it is called clamp(x, -1, 1)"),
+        ("maximum", "it is called max(x, y)"),
+        ("minimum", "it is called min(x, y)"),
+        ("softmax", "it is written out: exp(x)/channel_sum(exp(x))"),
+        ("norm", "a length is l2 over some axes: channel_l2(x)"),
+        ("median quantile percentile sort topk argmax argmin", "nothing is sorted or searched"),
+        ("dropout rand randn noise", "a formula draws no random numbers"),
+        ("matmul conv conv2d linear", "a formula has no learned matrices; layers around it do"),
+        ("layernorm layer_norm", "a norm is written out: (x - layer_mean(x))/layer_std(x)"),
+        ("groupnorm group_norm", "a norm is written out: (x - group_mean(x))/group_std(x)"),
+        ("batchnorm batch_norm", "a norm is written out: (x - batch_mean(x))/batch_std(x)"),
+        ("instancenorm instance_norm",
+         "a norm is written out: (x - instance_mean(x))/instance_std(x)"),
+        ("rmsnorm rms_norm", "a norm is written out: x/channel_rms(x)"),
+    )
+    for word in words.split()
+}  # fmt: skip
+"""What other libraries call a function and formulas do not have, or have under another name."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 from normc.errors import nearest
 from normc.language.axes import AXIS_SETS, Axis
 from normc.language.definition import RESERVED, STARTS_AT_ZERO, Param
+from normc.language.mistakes import FOREIGN
 from normc.language.primitives import PRIMITIVES
 from normc.language.reductions import REDUCTIONS
 
@@ -70,7 +71,10 @@ def unknown(name: str) -> str:
     """The message for a call of a name that is not a function."""
     if name in REDUCTIONS:
         return f"`{name}` needs its axes: `group_{name}(x)` or `{name}[k,s](x)`"
-    return f"unknown function `{name}`{nearest(name, callables())}"
+    head, _, stat = name.rpartition("_")
+    foreign = FOREIGN.get(name) or (FOREIGN.get(stat) if head in AXIS_SETS else None)
+    hint = f": {foreign}" if foreign else nearest(name, callables())
+    return f"unknown function `{name}`{hint}"
 
 
 def unknown_statistic(name: str) -> str:

@@ -33,10 +33,10 @@ class Cost:
 
 @dataclass(frozen=True)
 class Costs:
-    """Forward, and backward with every gradient; None where nothing can be differentiated."""
+    """Forward, and backward with every gradient."""
 
     forward: Cost
-    backward: Cost | None
+    backward: Cost
 
 
 def costs(
@@ -47,9 +47,9 @@ def costs(
     geometry = Geometry.of(x.shape, groups, channel_dim)
     jobs = all_jobs(formula, target_of(formula, backend, x, (), geometry))
     found = all_programs(formula)
-    every = zip(jobs, (found.forward, found.backward), strict=False)
-    forward, *backward = [_cost(job, p, geometry, x.element_size()) for job, p in every if p]
-    return Costs(forward, backward[0] if backward else None)
+    assert found.backward is not None  # what can be compiled reads x
+    every = zip(jobs, (found.forward, found.backward), strict=True)
+    return Costs(*[_cost(job, p, geometry, x.element_size()) for job, p in every])
 
 
 def _cost(job: Job, program: Program, geometry: Geometry, itemsize: int) -> Cost:

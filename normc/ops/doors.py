@@ -5,7 +5,8 @@
     3  torch.func, forward-mode autograd       a Function with rules for vjp, jvp and vmap
     4  torch.compile, torch.export, dispatch   an opaque operator of torch's library
        modes, subclasses of Tensor
-    5  torch.compile of a torch.func           plain torch operations, for the compiler to transform
+    5  torch.compile of a torch.func,          plain torch operations, for the compiler to transform
+       torch.jit.trace                         or to be written down
 
 One Function cannot serve all: torch.library's autograd has no forward mode, of which nothing warns,
 and a Function with forward mode cannot be traced by torch.compile. Doors 1 to 4 run the same
@@ -35,7 +36,7 @@ Outs = tuple[Tensor, ...]
 def enter(setting: Setting, eps: float, args: Sequence[Tensor]) -> Outs:
     """All outputs, through whichever door leads to what is watching; not for a compiler's trace."""
     args = [t.resolve_neg() if t.is_neg() else t for t in args]  # kernels read memory as it is
-    if batched(args):
+    if batched(args) or _tracing():
         return plainly(setting, eps, args)
     if transformed():
         return Functional.apply(setting, eps, *args)
@@ -147,8 +148,10 @@ def foreign(args: Sequence[Tensor]) -> bool:
 
 
 def watched() -> bool:
-    """Whether a mode of torch's dispatcher is active, as in FakeTensorMode or FlopCounterMode."""
-    return torch._C._len_torch_dispatch_stack() > 0  # pyright: ignore[reportPrivateUsage]
+    """Whether a mode of torch's dispatcher is active, as in FakeTensorMode or FlopCounterMode, or
+    torch.jit.trace is."""
+    modes = torch._C._len_torch_dispatch_stack() > 0  # pyright: ignore[reportPrivateUsage]
+    return modes or _tracing()
 
 
 def batched(args: Sequence[Tensor]) -> bool:
@@ -157,6 +160,7 @@ def batched(args: Sequence[Tensor]) -> bool:
     return any(_legacy(t) for t in args)
 
 
+_tracing: Callable[[], bool] = torch._C._is_tracing  # pyright: ignore  # torch.jit.trace's
 _functorch: Any = sys.modules["torch._C._functorch"]  # which torch's stubs leave out
 _legacy: Callable[[Tensor], bool] = _functorch.is_legacy_batchedtensor
 

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from normc.errors import FormulaError
-from normc.formula import Formula, parse, zoo
+from normc.formula import Formula, formula_of
 from normc.language.axes import CHANNEL
 from normc.language.definition import Definition, X
 from normc.language.expr import Call, Expr, Reduce, postorder, variables
@@ -19,14 +19,9 @@ from normc.ops.layer import Layer
 _MANY = 2  # any degree above 1
 
 
-def formula_of(formula: Formula | str) -> Formula:
-    """The formula of a text or of a name in the zoo, if it maps one tensor to one tensor.
-
-    Raises `FormulaError` if it does not, and `NormcError` for what is no formula.
-    """
-    if isinstance(formula, str):
-        word = formula.strip()
-        formula = zoo[word] if word.isidentifier() and word != "x" else parse(formula)
+def norm_of(formula: Formula | str) -> Formula:
+    """`formula_of`, if it maps one tensor to one tensor; else `FormulaError`."""
+    formula = formula_of(formula)
     if formula.inputs or len(formula.definition.results) > 1:
         raise FormulaError(
             f"a norm maps one tensor to one tensor, but `{formula.text}` "
@@ -175,7 +170,7 @@ def norm_layer(
     >>> make(64, apply_act=False).formula.text
     '(x - batch_mean(x))/batch_std(x)*gamma + beta'
     """
-    bound: dict[str, Any] = {"formula": formula_of(formula)}
+    bound: dict[str, Any] = {"formula": norm_of(formula)}
     if linear is not None:
-        bound["linear"] = formula_of(linear)
+        bound["linear"] = norm_of(linear)
     return NormLayer(norm_act, **bound, **settings)

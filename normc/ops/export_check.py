@@ -66,7 +66,7 @@ def _everything(function, given, cotangents, case):
         allow_unused=True,
         materialize_grads=True,
     )
-    names = [*$names, *(f"d_{name}" for name in given)]
+    names = [$names, *(f"d_{name}" for name in given)]
     return {name: t.detach().double().cpu() for name, t in zip(names, (*found, *grads))}
 
 

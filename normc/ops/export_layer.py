@@ -90,6 +90,5 @@ def layer(formula: Formula, name: str) -> Layer:
                 "give the parameter or input another name"
             )
     found = programs(formula.definition, given)
-    if found.backward is None:
-        raise NormcError(f"`{formula.text}` reads no tensor: there is nothing to export")
+    assert found.backward is not None  # what can be compiled reads x
     return Layer(formula, name, found, found.backward)

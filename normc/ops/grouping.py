@@ -19,7 +19,7 @@ Grouping = Groups | Literal["isometric"]
 """A number, "auto", or the name of a chooser."""
 
 Data = Tensor | Iterable[Any]
-"""One batch, or an iterable of batches; of a tuple or list, such as (images, labels), the first."""
+"""One batch, or an iterable of batches, of which each may be a tuple such as (images, labels)."""
 
 
 class Chooser(Protocol):
@@ -66,18 +66,31 @@ def chosen(groups: Grouping, formula: Formula, channels: int, after: nn.Module |
 
 
 def chosen_of(
-    groups: Grouping | Mapping[str, int], formula: Formula, model: nn.Module, where: Where
-) -> Callable[[str], Groups]:
-    """From the path of a norm to its number; "auto" for those that a chooser leaves out."""
-    if isinstance(groups, str) and groups != "auto":
-        groups = _chooser(groups).of_model(model, formula, *where)
-    elif where != (None, None):
-        raise ShapeError(f"data and shape are for {_names()}, which runs the model: leave them out")
+    groups: Grouping | Mapping[str, int],
+    formula: Formula,
+    model: nn.Module,
+    norms: Mapping[str, nn.Module],
+    where: Where,
+) -> Callable[[nn.Module], Groups]:
+    """From a norm to its number; "auto" for those that a chooser leaves out.
+
+    ``norms`` are those of the model by all their paths: a norm may stand in several places, and
+    what looked at the model may have met it in another one.
+    """
+    found: Mapping[str, int] | None = None
     if isinstance(groups, Mapping):
-        known = groups
-        return lambda path: known.get(path, "auto")
-    same: Groups = groups  # pyright: ignore[reportAssignmentType]  # names are behind us
-    return lambda path: same
+        found = groups
+        for path in found.keys() - norms.keys():
+            raise ShapeError(f"groups: the model has no norm `{path}`{nearest(path, norms)}")
+    elif isinstance(groups, str) and groups != "auto":
+        found = _chooser(groups).of_model(model, formula, *where)
+    if where != (None, None) and (found is None or found is groups):
+        raise ShapeError(f"data and shape are for {_names()}, which runs the model: leave them out")
+    if found is None:
+        same: Groups = groups  # pyright: ignore[reportAssignmentType]  # others are found
+        return lambda norm: same
+    numbers = {id(norms[path]): number for path, number in found.items() if path in norms}
+    return lambda norm: numbers.get(id(norm), "auto")
 
 
 def _chooser(name: str) -> Chooser:

@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from math import inf, isfinite
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from normc.errors import FormulaError, ShapeError
-from normc.formula import Formula, parse
+from normc.errors import FormulaError, NormcError, ShapeError
+from normc.formula import Formula, formula_of
 from normc.language.axes import CHANNEL, FULL, Axis
 from normc.language.geometry import Geometry
 from normc.ops.grouping import Grouping, chosen
-from normc.ops.op import Op, Result
+from normc.ops.op import Op, Result, check_tensors
+from normc.ops.setting import splits_channels
 from normc.ops.sync import apart, summed, synced
 from normc.pipeline import batch_counts, batch_levels, programs
 from normc.program.running import Running
@@ -21,6 +23,8 @@ from normc.program.running import Running
 
 class Layer(nn.Module):
     """A formula over ``num_channels`` channels, in place of a normalization(-activation) layer.
+
+    ``formula`` is one of `normc.parse`, its text, or a name in the zoo.
 
     Its parameters carry the formula's names. Statistics over the batch have running buffers,
     updated in training as nn.BatchNorm does (``momentum``, None for a cumulative average; the
@@ -55,7 +59,8 @@ class Layer(nn.Module):
         dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__()
-        self.op = Op(parse(formula) if isinstance(formula, str) else formula, backend)
+        _check_numbers(num_channels, eps, momentum)
+        self.op = Op(formula_of(formula), backend)
         self.num_channels = num_channels
         number = chosen(groups, self.formula, num_channels, after)
         self.groups = Geometry.of((1, num_channels), number).g
@@ -66,6 +71,7 @@ class Layer(nn.Module):
         found = programs(self.formula.definition, ()).running if track_running_stats else ()
         self.running: tuple[Running, ...] = found
         self._results = len(self.formula.definition.results)
+        self._check_names()
         for p in self.formula.params:
             shape = (num_channels,) if p.axes else ()
             self.register_parameter(
@@ -86,6 +92,14 @@ class Layer(nn.Module):
     def formula(self) -> Formula:
         """The formula this layer computes."""
         return self.op.formula
+
+    def _check_names(self) -> None:
+        """Raise `FormulaError` for names that torch's modules, or this layer, use themselves."""
+        buffers = {*(r.name for r in self.running), "num_batches_tracked"} if self.running else ()
+        taken = [p.name for p in self.formula.params if hasattr(self, p.name) or p.name in buffers]
+        taken += [i.name for i in self.formula.inputs if i.name == "self"]
+        if taken:
+            raise FormulaError(f"`{taken[0]}` is an attribute of every Layer: give it another name")
 
     def _shape(self, r: Running) -> tuple[int, ...]:
         if r.kept & ~CHANNEL:
@@ -113,10 +127,20 @@ class Layer(nn.Module):
         for p in self.formula.params:
             nn.init.constant_(self.get_parameter(p.name), p.init)
 
-    def forward(self, x: Tensor, **inputs: Tensor) -> Result:
-        """Run the formula on x, ``num_channels`` along ``channel_dim``; inputs by name."""
+    def forward(self, x: Tensor, *by_place: Tensor, **inputs: Tensor) -> Result:
+        """Run the formula on x, ``num_channels`` along ``channel_dim``, and its other inputs.
+
+        These are given by name, or by place in the order of the formula.
+        """
         dim = self.channel_dim
-        if not -x.dim() <= dim < x.dim() or x.shape[dim] != self.num_channels or inputs:
+        if by_place:
+            inputs = self.op.named(by_place, inputs)
+        if (
+            not isinstance(x, Tensor)  # pyright: ignore[reportUnnecessaryIsInstance]
+            or not -x.dim() <= dim < x.dim()
+            or x.shape[dim] != self.num_channels
+            or inputs
+        ):
             self._check(x, inputs)
         given: Any = {**self._parameters, **inputs} if inputs else self._parameters
         if self.sync and self.training and apart(self.process_group):
@@ -138,6 +162,7 @@ class Layer(nn.Module):
         return results[0] if self._results == 1 else results[: self._results]
 
     def _check(self, x: Tensor, inputs: dict[str, Tensor]) -> None:
+        check_tensors(x, inputs)
         dim = self.channel_dim
         if -x.dim() <= dim < x.dim() and x.shape[dim] != self.num_channels:
             raise ShapeError(
@@ -201,12 +226,28 @@ class Layer(nn.Module):
 
     def extra_repr(self) -> str:
         """What recreates the layer, but for dtype and device."""
-        chosen = "" if self.op.backend == "auto" else f", backend={self.op.backend!r}"
-        return (
-            f"{self.formula.text!r}, {self.num_channels}, groups={self.groups}, eps={self.eps}, "
-            f"momentum={self.momentum}, channel_dim={self.channel_dim}, "
-            f"track_running_stats={bool(self.running)}{', sync=True' * self.sync}{chosen}"
-        )
+        crosses = bool(programs(self.formula.definition, ()).running)
+        said = {
+            "groups": self.groups if splits_channels(self.formula) else None,
+            "eps": self.eps,
+            "channel_dim": self.channel_dim,
+            "momentum": repr(self.momentum) if self.running else None,
+            "track_running_stats": False if crosses and not self.running else None,
+            "sync": self.sync or None,
+            "backend": None if self.op.backend == "auto" else repr(self.op.backend),
+        }
+        options = [f"{name}={value}" for name, value in said.items() if value is not None]
+        return ", ".join([repr(self.formula.text), str(self.num_channels), *options])
+
+
+def _check_numbers(num_channels: Any, eps: Any, momentum: Any) -> None:
+    """Raise `ShapeError` for no number of channels, `NormcError` for other numbers out of range."""
+    if not isinstance(num_channels, int) or num_channels < 0:  # torch allows none
+        raise ShapeError(f"num_channels must be a whole number, not {num_channels!r}")
+    if not isinstance(eps, (int, float)) or not 0 <= eps < inf:
+        raise NormcError(f"eps must be a number from 0 on, not {eps!r}")
+    if momentum is not None and not (isinstance(momentum, (int, float)) and isfinite(momentum)):
+        raise NormcError(f"momentum must be None or a number, not {momentum!r}")
 
 
 def _unbiased(n: int | Tensor) -> float | Tensor:

@@ -11,7 +11,7 @@ import torch
 
 from normc.backends import contract
 from normc.errors import CompileError, NormcError
-from normc.formula import Formula, parse
+from normc.formula import Formula, formula_of
 from normc.ops.op import Op
 from normc.ops.target import choose
 from normc.pipeline import Rendered, Target, load, render
@@ -74,9 +74,9 @@ def _target(optimize: Optimize, dtype: torch.dtype, channel_dim: int) -> Target:
 def _render(
     formula: Formula | str, target: Target, gradients: bool
 ) -> tuple[Formula, Rendered] | CompileError:
-    text = formula if isinstance(formula, str) else formula.text
+    text = formula.text if isinstance(formula, Formula) else str(formula)
     try:
-        f = parse(formula) if isinstance(formula, str) else formula
+        f = formula_of(formula)
         names = ("x", *(i.name for i in f.inputs), *(p.name for p in f.params))
         wrt = names if gradients else ()
         return f, render(f.definition, f.label, f.text, wrt, "batch", target)

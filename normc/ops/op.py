@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+import re
+from collections.abc import Mapping, Sequence
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,7 +14,8 @@ from torch import Tensor
 
 from normc import config
 from normc.backends import contract
-from normc.formula import Formula, parse
+from normc.errors import FormulaError, ShapeError, nearest
+from normc.formula import Formula, formula_of, zoo
 from normc.language.axes import FULL
 from normc.language.geometry import Groups
 from normc.ops.call import Call
@@ -38,6 +40,8 @@ class Op:
     """
 
     def __init__(self, formula: Formula, backend: str = "auto") -> None:
+        if not formula.reads_x:
+            raise FormulaError(f"`{formula.text}` never reads `x`, the input{_meant(formula.text)}")
         self.formula = formula
         self.backend = backend
         if backend != "auto":
@@ -54,8 +58,9 @@ class Op:
 
     def __call__(
         self,
+        /,
         x: Tensor,
-        *,
+        *inputs: Tensor,
         groups: Groups = "auto",
         eps: float = 1e-5,
         channel_dim: int = 1,
@@ -64,12 +69,32 @@ class Op:
         """Run the formula on x of rank 2 to 5; one tensor of x's shape per result.
 
         ``tensors`` are the formula's parameters, of shape (C,) or (), and inputs, of x's shape
-        without the dimensions their declaration leaves out. ``groups`` must divide the channels,
+        without the dimensions their declaration leaves out; ``inputs`` are those inputs by their
+        place instead of their name. ``groups`` must divide the channels,
         "auto" is the largest divisor up to 32. Statistics are computed in float32 (float64 for
         float64 x). Raises `ShapeError` for whatever does not fit.
         """
-        results = self.run(x, tensors, groups, eps, channel_dim)
+        given = self.named(inputs, tensors) if inputs else tensors
+        check_tensors(x, given)
+        results = self.run(x, given, groups, eps, channel_dim)
         return results[0] if len(results) == 1 else results
+
+    def named(self, inputs: Sequence[Tensor], tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Tensors by name, the first of them given as inputs in the order of the formula.
+
+        Raises `ShapeError` for more than it has, and for one that is given twice.
+        """
+        names = [i.name for i in self.formula.inputs]
+        if len(inputs) > len(names):
+            takes = f"x and {', '.join(names)}" if names else "x alone"
+            raise ShapeError(
+                f"{1 + len(inputs)} tensors are given, but `{self.formula.text}` takes {takes}; "
+                "parameters of an op are given by name"
+            )
+        by_place = dict(zip(names, inputs, strict=False))
+        if twice := by_place.keys() & tensors.keys():
+            raise ShapeError(f"`{min(twice)}` is given twice, by place and by name")
+        return {**by_place, **tensors}
 
     def run(
         self,
@@ -187,8 +212,8 @@ class Op:
         and backward, resident and streaming, which store float32, float16 and bfloat16 and compute
         in float32; the same as plain torch operations, for the CPU and for float64; and a check of
         it all, which runs when the file does. A file that is there is overwritten. Raises
-        `NormcError` for a formula that reads no tensor or names one like a result or a gradient,
-        OSError where the file cannot be written.
+        `NormcError` for a formula that names a tensor like a result or a gradient, OSError where
+        the file cannot be written.
         """
         from normc.ops.export import export  # brings sympy, which takes 0.3 s to import
 
@@ -196,12 +221,32 @@ class Op:
 
 
 def compile(formula: Formula | str, backend: str = "auto") -> Op:
-    """Compile a formula, or its text, to an op; ``backend`` is auto, c, triton, tape or torch.
+    """Compile a formula, its text, or a name in the zoo, to an op.
 
-    "auto" takes Triton for CUDA tensors and C for CPU tensors where they can run, torch otherwise.
-    Raises `FormulaError` for a text that is no formula, `BackendError` for an unknown backend.
+    ``backend`` is auto, c, triton, tape or torch. "auto" takes Triton for CUDA tensors and C for
+    CPU tensors where they can run, torch otherwise.
+    Raises `FormulaError` for a text that is no formula, or one that never reads x, `BackendError`
+    for an unknown backend.
     """
-    return Op(parse(formula) if isinstance(formula, str) else formula, backend)
+    return Op(formula_of(formula), backend)
+
+
+def check_tensors(x: Any, given: Mapping[str, Any]) -> None:
+    """Raise `ShapeError` unless x and all that is given by name are tensors."""
+    if not isinstance(x, Tensor):
+        raise ShapeError(f"x must be a tensor, not {type(x).__name__}")
+    for name, t in given.items():
+        if not isinstance(t, Tensor):
+            raise ShapeError(f"`{name}` must be a tensor, not {type(t).__name__}")
+
+
+def _meant(text: str) -> str:
+    """What a text without x may have meant: a name in the zoo, or a capital X."""
+    if re.search(r"\bX\b", text):
+        return ": it is a small letter"
+    words = re.fullmatch(r"[\w\s-]+", text)
+    near = nearest(re.sub(r"\W+", "_", text.strip().lower()), zoo) if words else ""
+    return f": a name in the zoo is written as there{near}" if near else ""
 
 
 @cache

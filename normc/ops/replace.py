@@ -16,7 +16,7 @@ from normc.formula import Formula
 from normc.language.axes import CHANNEL, Axis
 from normc.language.definition import X
 from normc.language.geometry import Groups
-from normc.ops.dropin import activates, formula_of
+from normc.ops.dropin import activates, norm_of
 from normc.ops.follower import follower
 from normc.ops.grouping import Data, Grouping, Where, chosen_of
 from normc.ops.layer import Layer
@@ -37,7 +37,7 @@ class _Former(NamedTuple):
 
 class _Settings(NamedTuple):
     formula: Formula
-    groups: Callable[[str], Groups]  # by the norm's path
+    groups: Callable[[nn.Module], Groups]
     eps: float | None
     momentum: float | None
     fuse: bool  # the activation is in the formula
@@ -90,11 +90,12 @@ def replace_norms(
     >>> [type(m).__name__ for m in replace_norms(net, "evonorm_s0")]
     ['Conv2d', 'Layer', 'Identity']
     """
-    chosen = formula_of(formula)
+    chosen = norm_of(formula)
     if isinstance(model, NORMS):
         raise NormcError("the model is itself a norm, which only its parent could replace")
-    by_path = chosen_of(groups, chosen, model, Where(data, shape))
-    how = _Settings(chosen, by_path, eps, momentum, act and activates(chosen))
+    norms = {path: child for path, _, _, child in _slots(model) if isinstance(child, NORMS)}
+    number = chosen_of(groups, chosen, model, norms, Where(data, shape))
+    how = _Settings(chosen, number, eps, momentum, act and activates(chosen))
     for parent, name, new in list(_swaps(model, how)):  # all are made before one is put in
         parent.add_module(name, new)
     return model
@@ -142,7 +143,7 @@ def _swaps(model: nn.Module, how: _Settings) -> Iterator[tuple[nn.Module, str, n
 def _replacement(norm: nn.Module, path: str, model: nn.Module, how: _Settings) -> nn.Module:
     """The module to stand in the place of a norm, with its state."""
     try:
-        layer = _layer(norm, path, model, how)
+        layer = _layer(norm, model, how)
     except NormcError as error:
         kind = FormulaError if isinstance(error, FormulaError) else ShapeError
         raise kind(f"{path} ({type(norm).__name__}): {error}") from error
@@ -161,10 +162,10 @@ def _replacement(norm: nn.Module, path: str, model: nn.Module, how: _Settings) -
     return new
 
 
-def _layer(norm: nn.Module, path: str, model: nn.Module, how: _Settings) -> Layer:
+def _layer(norm: nn.Module, model: nn.Module, how: _Settings) -> Layer:
     """A layer with a norm's settings, its parameters as they start."""
     like = _tensor_of(norm, model)
-    groups, eps, momentum = how.groups(path), how.eps, how.momentum
+    groups, eps, momentum = how.groups(norm), how.eps, how.momentum
     if groups == "auto" and isinstance(norm, nn.GroupNorm):
         groups = norm.num_groups
     if eps is None:  # RMSNorm without one takes the dtype's

@@ -7,7 +7,7 @@ import torch
 
 import normc
 from normc.analysis.gains import GainError, gain, moments
-from normc.errors import FormulaError, NormcError
+from normc.errors import FormulaError, NormcError, ShapeError
 
 TABLE = {
     # formula: gamma, mean, variance, as published tables and independent quadrature have them
@@ -139,6 +139,29 @@ def test_sampling_is_repeatable_and_leaves_the_generator_alone():
     assert first == moments("layer_norm", sample=(4, 8), seed=3)
     assert first != moments("layer_norm", sample=(4, 8), seed=4)
     assert torch.equal(state, torch.get_rng_state())
+
+
+@pytest.mark.cpu
+def test_what_a_caller_has_set_for_his_own_tensors_changes_nothing():
+    def found():
+        return moments("silu"), moments("group_norm", sample=(4, 8), groups=2, draws=2)
+
+    want = found()
+    for around in torch.no_grad(), torch.inference_mode(), torch.device("meta"):
+        with around:
+            assert found() == want
+    for dtype in torch.float64, torch.float16:
+        torch.set_default_dtype(dtype)
+        try:
+            assert found() == want
+        finally:
+            torch.set_default_dtype(torch.float32)
+
+
+@pytest.mark.parametrize("sample", [(), (4,), (0, 4), (2, -3), (2.5, 3), 4])
+def test_a_sample_is_a_shape_with_channels(sample):
+    with pytest.raises(ShapeError, match="sample=.*: .*at least 1"):
+        gain("group_norm", sample=sample)
 
 
 INFINITE = ["1/x", "exp(x*x/4)", "exp(x*x)", "tan(x)", "1/signed_sqrt(x)", "exp(50*x)"]

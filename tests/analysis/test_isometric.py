@@ -8,6 +8,7 @@ import torch.nn.functional as F
 from torch import nn
 
 import normc
+from normc.analysis import isometric
 from normc.analysis.isometric import Ratio, _choice, isometric_groups, isometric_groups_of
 from normc.analysis.isometric_unit import _draw, unit_of
 from normc.errors import FormulaError, NormcError, ShapeError
@@ -183,6 +184,46 @@ def test_it_is_repeatable_and_leaves_the_generator_alone():
     assert torch.equal(state, torch.get_rng_state())
 
 
+@pytest.mark.cpu
+def test_what_a_caller_has_set_for_his_own_tensors_changes_nothing():
+    def found():
+        return isometric_groups("group_norm", 4, 8, 3, "relu", size=4, draws=2, inputs=2)
+
+    with torch.inference_mode():
+        first = found()  # what is kept for later is of no use to gradients, if made here carelessly
+    assert first == found()
+    for around in torch.no_grad(), torch.device("meta"):
+        with around:
+            assert found() == first
+    for dtype in torch.float64, torch.float16:
+        torch.set_default_dtype(dtype)
+        try:
+            assert found() == first
+        finally:
+            torch.set_default_dtype(torch.float32)
+
+
+@pytest.mark.cpu
+@pytest.mark.parametrize(
+    "around", [torch.no_grad, torch.inference_mode, lambda: torch.device("meta")]
+)
+def test_a_layer_is_made_wherever_layers_are_made(around):
+    isometric._found.cache_clear()
+    with around():
+        layer = normc.Layer(
+            normc.zoo["group_norm"], 8, groups="isometric", after=nn.Conv2d(4, 8, 3)
+        )
+    assert layer.groups == isometric_groups("group_norm", 4, 8, 3, "relu").groups
+
+
+@pytest.mark.cpu
+def test_no_inputs_are_none():
+    with pytest.raises(NormcError, match="inputs=1 or more"):
+        isometric_groups("group_norm", 8, 8, inputs=0, method="sampled")
+    with pytest.raises(ShapeError, match="sizes are at least 1"):
+        isometric_groups("group_norm", 8, 8, size=0)
+
+
 def test_refusals():
     with pytest.raises(NormcError, match="do not depend on groups"):
         isometric_groups("batch_norm", 8, 8)
@@ -289,3 +330,48 @@ def test_a_network_of_linear_layers_needs_no_samples():
     )
     found = isometric_groups_of(mlp, "group_norm", shape=(4, 256), activation="relu")
     assert found == {"1": 32, "4": 24}
+
+
+def groups_of(*modules, shape, **how):
+    model = nn.Sequential(*modules)
+    return list(isometric_groups_of(model, "group_norm", shape=shape, draws=2, inputs=1, **how))
+
+
+@pytest.mark.cpu
+@pytest.mark.parametrize("batch_first", [True, False])
+def test_attention_ends_in_a_linear_layer(batch_first):
+    layer = nn.TransformerEncoderLayer(8, 2, 12, batch_first=batch_first)
+    assert groups_of(layer, shape=(2, 5, 8)) == ["0.norm1", "0.norm2"]
+
+
+@pytest.mark.cpu
+def test_a_norm_may_stand_behind_the_pooling():
+    pooled = (nn.Conv2d(3, 8, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.LayerNorm(8))
+    assert groups_of(*pooled, shape=(2, 3, 8, 8)) == ["3"]
+
+
+def test_refusals_of_a_model():
+    norm = nn.BatchNorm2d(8)
+    for largest in (0, -3):
+        with pytest.raises(ShapeError, match=f"largest={largest}: "):
+            groups_of(nn.Conv2d(3, 8, 3), norm, shape=(2, 3, 8, 8), largest=largest)
+    with pytest.raises(NormcError, match="lazy modules.*call it once"):
+        groups_of(nn.LazyConv2d(8, 3), norm, shape=(2, 3, 8, 8))
+    says = r"one tensor of shape \(2, 4, 8, 8\), float32: RuntimeError: .*to have 3 channels.*"
+    with pytest.raises(NormcError, match=says + "takes one tensor.*a mapping from paths"):
+        groups_of(nn.Conv2d(3, 8, 3), norm, shape=(2, 4, 8, 8))
+
+
+@pytest.mark.parametrize(
+    ("after", "words"),
+    [
+        (nn.MaxPool2d(2), "MaxPool2d: expected a convolution or linear layer"),
+        (nn.MultiheadAttention(8, 2), "MultiheadAttention: expected a convolution or linear"),
+        (nn.ConvTranspose1d(4, 8, 3), "ConvTranspose1d: expected a convolution or linear layer"),
+        (nn.LazyConv2d(8, 3), "LazyConv2d has no shapes yet: call it once"),
+        (nn.LazyLinear(8), "LazyLinear has no shapes yet: call it once"),
+    ],
+)
+def test_refusals_of_what_stands_before_a_layer(after, words):
+    with pytest.raises(ShapeError, match=words):
+        normc.Layer(normc.zoo["group_norm"], 8, groups="isometric", after=after)

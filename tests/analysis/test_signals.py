@@ -1,13 +1,21 @@
 """Signals: blocks and branches found, moments measured, published curves met, models untouched."""
 
+import os
+import re
+import subprocess
 import sys
+import warnings
 from importlib.util import find_spec
+from itertools import count
+from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
 
 import normc
+import normc.analysis
 from normc.analysis import signals_plot
 from normc.analysis.signals import Signals, compare_signals, signal_propagation
 from normc.errors import NormcError, ShapeError
@@ -319,7 +327,7 @@ def test_a_model_is_left_as_it_was():
     for fails in False, True:
         net[1].fails = fails
         if fails:
-            with pytest.raises(RuntimeError, match="on purpose"):
+            with pytest.raises(NormcError, match="RuntimeError: on purpose"):
                 signal_propagation(net, shape=SHAPE)
         else:
             assert len(signal_propagation(net, shape=SHAPE).blocks) == 3
@@ -401,6 +409,16 @@ def test_refusals():
         signal_propagation(net, shape=SHAPE, blocks=lambda *_: False)
     with pytest.raises(NormcError, match="no block has a module `conv9`"):
         signal_propagation(net, shape=SHAPE, branches="conv9")
+    with pytest.raises(NormcError, match="`drop_pth`.*did you mean `drop_path`"):
+        signal_propagation(net, shape=SHAPE, branches="drop_pth")
+    for blocks in ("1", "layer1", net[1], [net[1]], [1]):
+        with pytest.raises(NormcError, match="list of paths"):
+            signal_propagation(net, shape=SHAPE, blocks=blocks)
+    for dim in (7, -5):
+        with pytest.raises(ShapeError, match=f"channel_dim={dim} .*`1`.*shape"):
+            signal_propagation(net, shape=SHAPE, channel_dim=dim)
+    with pytest.raises(NormcError, match="meta device"):
+        signal_propagation(chain(Scaled, 8).to("meta"), shape=SHAPE)
     with pytest.raises(NormcError, match="`0` is no block"):
         signal_propagation(net, shape=SHAPE, branches={"0": "1.f"})
     with pytest.raises(NormcError, match="no module `1.h`"):
@@ -410,6 +428,125 @@ def test_refusals():
     net[1].unused = nn.ReLU()
     with pytest.raises(NormcError, match="no block ran"):
         signal_propagation(net, shape=SHAPE, blocks=["1.unused"])
+
+
+# --- what goes in --------------------------------------------------------------------------------
+
+
+def test_floating_data_take_the_dtype_of_the_model():
+    net, x = chain(Scaled, 4), torch.randn(SHAPE)
+    assert signal_propagation(net, x.double()) == signal_propagation(net, x)
+    half = chain(Scaled, 4).bfloat16()
+    assert signal_propagation(half, x).blocks
+    nothing = nn.Sequential(nn.Identity())  # has no dtype to take
+    found = signal_propagation(nothing, x.double() + 1e9, blocks=["0"]).blocks[0]
+    assert found.variance == pytest.approx(variance(x), rel=1e-5)
+
+
+def test_tokens_stay_integers():
+    layer = nn.TransformerEncoderLayer(8, 2, 16, batch_first=True)
+    net, tokens = nn.Sequential(nn.Embedding(10, 8), layer), torch.randint(10, (4, 5))
+    assert len(signal_propagation(net, tokens, channel_dim=-1).blocks) == 2
+
+
+def test_what_a_caller_has_set_for_his_own_tensors_changes_nothing():
+    net = chain(Scaled, 4)
+    want = signal_propagation(net, shape=SHAPE)
+    torch.set_default_dtype(torch.float64)
+    try:
+        assert signal_propagation(net, shape=SHAPE) == want
+    finally:
+        torch.set_default_dtype(torch.float32)
+    with torch.device("meta"), torch.inference_mode():
+        assert signal_propagation(net, shape=SHAPE) == want
+
+
+@pytest.mark.parametrize("kind", [tuple, list])
+def test_images_and_labels_are_not_two_batches(kind):
+    net, x = chain(Scaled, 4), torch.randn(SHAPE)
+    for labels in (torch.zeros(4, dtype=torch.long), torch.zeros(4), x.long()):
+        for how in ({}, {"batches": 1}):
+            with pytest.raises(NormcError, match=r"pass \[\(images, labels\)\], or the images"):
+                signal_propagation(net, kind((x, labels)), **how)
+    assert signal_propagation(net, kind((x, x))).source == "data, 2 batches of 4x3x8x8"
+
+
+@pytest.mark.parametrize(
+    ("data", "words"),
+    [
+        ([{"image": torch.ones(SHAPE)}], "but dict: give a tensor"),
+        ({"image": torch.ones(SHAPE)}, "but dict: give a tensor"),
+        (np.ones(SHAPE), "but ndarray: give a tensor"),
+        ([np.ones(SHAPE)], "but ndarray: give a tensor"),
+        ("images", "but str: give a tensor"),
+        (3, "but int: give a tensor"),
+        ([()], "but tuple: give a tensor"),
+        (torch.ones(0, 3, 8, 8), r"of shape \(0, 3, 8, 8\) has no samples"),
+        ([torch.ones(SHAPE), torch.ones(0, 3, 8, 8)], "has no samples"),
+        (torch.tensor(1.0), r"of shape \(\) has no samples"),
+        (torch.full(SHAPE, torch.inf), "nan or infinite"),
+        (torch.full(SHAPE, torch.nan), "nan or infinite"),
+    ],
+)
+def test_data_that_are_none(data, words):
+    with pytest.raises(NormcError, match=words):
+        signal_propagation(chain(Scaled, 4), data)
+
+
+def test_numbers_that_the_dtype_of_the_model_does_not_hold():
+    with pytest.raises(NormcError, match="nan or infinite numbers in float16"):
+        signal_propagation(chain(Scaled, 4).half(), torch.full(SHAPE, 1e6))
+
+
+@pytest.mark.parametrize("shape", [(0, 3, 8, 8), (4, -3, 8, 8), (4, 3.5, 8, 8), 4, "4388", ()])
+def test_shapes_that_are_none(shape):
+    with pytest.raises(ShapeError, match=f"shape={re.escape(repr(shape))}: "):
+        signal_propagation(chain(Scaled, 4), shape=shape)
+
+
+@pytest.mark.parametrize("batches", [0, -1])
+def test_at_least_one_batch(batches):
+    net, x = chain(Scaled, 4), torch.randn(SHAPE)
+    for given in (dict(shape=SHAPE), dict(data=x), dict(data=[x])):
+        with pytest.raises(ShapeError, match=f"batches={batches}: "):
+            signal_propagation(net, **given, batches=batches)
+        with pytest.raises(ShapeError, match=f"batches={batches}: "):
+            compare_signals({"net": net}, **given, batches=batches)
+
+
+class Two(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.f = nn.Linear(8, 8)
+
+    def forward(self, a, b):
+        return self.f(a) + b
+
+
+class Speechless(nn.Module):
+    def forward(self, x):
+        raise AssertionError
+
+
+def test_a_model_that_does_not_run_says_why():
+    start = r"the model does not run on one tensor of shape \(2, 3, 8, 8\), float32: "
+    for model, cause, way_out in (
+        (Two(), "TypeError: .*missing 1 required positional argument: 'b'", "that takes one"),
+        (chain(Scaled, 4)[1], "RuntimeError: Given groups=1, weight", "that takes one tensor"),
+        (Speechless(), "AssertionError; ", "that takes one tensor"),
+        (nn.DataParallel(chain(Scaled, 4)), "RuntimeError: .*DataParallel", "give model.module"),
+        (scripted(chain(Scaled, 4)), "RuntimeError: .*ScriptModules", "before torch.jit"),
+    ):
+        with pytest.raises(NormcError, match=f"{start}{cause}.*{way_out}") as caught:
+            signal_propagation(model, shape=(2, 3, 8, 8))
+        assert caught.value.__cause__ is not None and "\n" not in str(caught.value)
+        assert not any(m._forward_hooks or m._forward_pre_hooks for m in model.modules())
+
+
+def scripted(model):
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # it is deprecated
+        return torch.jit.script(model)
 
 
 # --- shown ---------------------------------------------------------------------------------------
@@ -428,6 +565,25 @@ def test_models_are_compared_on_the_same_batches():
     (gaussian,) = compare_signals({"": net}, shape=SHAPE, batches=1)
     assert gaussian.show().startswith("signals, unit Gaussian, 1 batches of 4x3x8x8\nblock")
     assert len(gaussian.show().splitlines()) == 4
+
+
+def test_an_endless_loader_is_read_no_further_than_needed():
+    net, read = chain(Scaled, 4), []
+
+    def endless():
+        for i in count():
+            read.append(i)
+            yield torch.full(SHAPE, float(i)), torch.zeros(4)
+
+    one, other = compare_signals({"one": net, "two": net}, endless(), batches=3)
+    assert read == [0, 1, 2] and one.blocks == other.blocks
+    assert compare_signals({"": net}, endless())[0].source == "data, 4 batches of 4x3x8x8"
+
+
+@pytest.mark.parametrize("models", [{}, [nn.ReLU()], nn.ReLU(), nn.Sequential(nn.ReLU())])
+def test_models_to_compare_have_names(models):
+    with pytest.raises(NormcError, match="a mapping from names to models"):
+        compare_signals(models, shape=SHAPE)
 
 
 def test_a_table_shows_them_side_by_side():
@@ -469,3 +625,38 @@ def test_a_record_is_a_value():
     assert isinstance(first, Signals)
     assert first == Signals(first.label, first.source, first.blocks)
     assert hash(first)
+
+
+# --- the public names, and their page ------------------------------------------------------------
+
+ROOT = Path(__file__).parents[2]
+
+
+def test_every_public_name_is_there():
+    shown = dir(normc.analysis)
+    assert shown == sorted(set(shown)) and not {"Any", "TYPE_CHECKING"} & set(shown)
+    for name in normc.analysis.__all__:
+        assert callable(getattr(normc.analysis, name)) and name in shown
+    assert "signals_plot" in shown
+    code = "from normc.analysis import *; assert gain and signal_propagation and find_blocks"
+    subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT)
+    with pytest.raises(AttributeError, match="'normc.analysis' has no attribute 'gains_of'"):
+        _ = normc.analysis.gains_of
+
+
+@pytest.mark.cpu
+def test_the_page_runs(tmp_path):
+    """Its blocks in their order, in a folder of its own; without matplotlib but for the plot."""
+    page = (ROOT / "docs" / "analysis.md").read_text("utf-8")
+    found = re.findall(r"^```python\n(.*?)^```$", page, re.MULTILINE | re.DOTALL)
+    assert len(found) >= 4
+    draws = find_spec("matplotlib") is not None
+    code = "\n".join(text for text in found if draws or "signals_plot.save" not in text)
+    file = tmp_path / "page.py"
+    file.write_text(code, encoding="utf-8")
+    path = os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
+    env = os.environ | {"PYTHONPATH": path, "OMP_NUM_THREADS": "1"}
+    how = dict(cwd=tmp_path, env=env, capture_output=True, text=True)
+    done = subprocess.run([sys.executable, str(file)], **how)
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "signals.svg").exists() == draws

@@ -109,10 +109,10 @@ def test_a_mistake_is_a_clean_message(words, message):
     assert "Traceback" not in result.output
 
 
-def test_nothing_to_differentiate():
+def test_what_never_reads_x():
     result = run("1", *TINY, "--against", "eager")
     assert result.exit_code == 2
-    assert "no backward to time" in result.stderr
+    assert "never reads `x`" in result.stderr
 
 
 def test_a_name_that_the_zoo_lacks():

@@ -1,13 +1,15 @@
 """The tables of mistakes are their own test; beside them, slips that are caught elsewhere."""
 
 import keyword
+import re
 import string
 import time
 
 import pytest
 
 from normc.errors import FormulaError
-from normc.language.mistakes import CHARACTERS, SYNTAX, WORDS
+from normc.language import names
+from normc.language.mistakes import CHARACTERS, FOREIGN, SYNTAX, WORDS
 from normc.language.parse import parse
 
 ROWS = [(message, example) for message, examples in SYNTAX for example in examples]
@@ -132,3 +134,16 @@ def test_every_error_is_told_quickly():
     for _, example in ROWS:
         error_of(example)
     assert (time.thread_time() - start) / len(ROWS) < 0.01
+
+
+def test_functions_of_other_libraries_are_told_apart():
+    for word, hint in FOREIGN.items():
+        assert not names.is_function(word) and not names.statistic(word), word
+        with pytest.raises(FormulaError) as caught:
+            parse(f"x + {word}(x)")
+        assert caught.value.message == f"unknown function `{word}`: {hint}"
+        advised = re.search(r"(?:: |called |logarithm is )(.*\))$", hint)
+        if advised:
+            parse(advised[1])
+    with pytest.raises(FormulaError, match="`group_median`: nothing is sorted"):
+        parse("x - group_median(x)")

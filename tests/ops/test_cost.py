@@ -57,7 +57,3 @@ def test_bytes_are_those_of_the_plan(dtype, size):
     assert cost.forward.floor == 2 * x.numel() * size + statistics  # which backward reads
     assert cost.forward.bytes == 3 * x.numel() * size + 2 * statistics  # stored and read again
     assert cost.backward.floor == 3 * x.numel() * size + statistics
-
-
-def test_what_has_no_gradient_has_no_backward():
-    assert normc.compile("1 + 1").cost(torch.ones(2, 3)).backward is None

@@ -7,6 +7,7 @@ import torch
 from torch import nn
 
 import normc
+from normc.analysis import isometric
 from normc.analysis.isometric import isometric_groups, isometric_groups_of
 from normc.errors import FormulaError, NormcError, ShapeError
 from normc.ops.grouping import CHOOSERS
@@ -76,6 +77,36 @@ def test_a_norm_that_is_left_out_is_auto():
     assert [model[1].groups, model[4].groups] == [2, 4]  # GroupNorm's own number
 
 
+class Shared(nn.Module):
+    """A norm in two places, of which neither a walk by depth nor one by breadth is told first."""
+
+    def __init__(self):
+        super().__init__()
+        self.a = nn.Sequential(nn.Conv2d(3, 16, 3), nn.Sequential(nn.BatchNorm2d(16)))
+        self.b = self.a[1][0]
+
+    def forward(self, x):
+        return self.b(self.a(x))
+
+
+@pytest.mark.plain
+@pytest.mark.parametrize("path", ["a.1.0", "b"])
+def test_a_shared_norm_is_known_by_each_of_its_paths(path):
+    model = normc.replace_norms(Shared(), GROUP_NORM, groups={path: 2})
+    assert model.b.groups == 2 and model.a[1][0] is model.b
+
+
+@pytest.mark.cpu
+def test_a_shared_norm_is_found_wherever_the_run_met_it():
+    expected = isometric_groups_of(
+        Shared(), GROUP_NORM, shape=(1, 3, 6, 6), activation="relu", draws=2
+    )
+    isometric._found.cache_clear()
+    model = normc.replace_norms(Shared(), GROUP_NORM, groups="isometric", shape=(1, 3, 6, 6))
+    assert len(expected) == 1 and model.b is model.a[1][0]
+    assert model.b.groups in (1, 2, 4, 8) and model.b.groups != 16
+
+
 @pytest.mark.plain
 @pytest.mark.parametrize(
     "given, words",
@@ -100,6 +131,9 @@ def test_refusals_of_a_model():
         (dict(shape=(1, 3, 8, 8)), "leave them out"),
         (dict(groups={"1": 3}), "does not divide the 16 channels"),
         (dict(groups={"1": 3}), r"1 \(BatchNorm2d\)"),
+        (dict(groups={"1.0": 2}), "no norm `1.0`"),
+        (dict(groups={"0": 2}), "no norm `0`"),
+        (dict(groups={"1": 2}, shape=(1, 3, 8, 8)), "leave them out"),
     ):
         with pytest.raises(ShapeError, match=words):
             normc.replace_norms(model, GROUP_NORM, **given)
@@ -147,8 +181,6 @@ def test_a_model_gets_what_the_analysis_finds_and_keeps_the_scale():
 
 @pytest.mark.cpu
 def test_one_convolution_is_sampled_once(monkeypatch):
-    from normc.analysis import isometric
-
     asked = []
     whole = isometric.isometric_groups
     monkeypatch.setattr(

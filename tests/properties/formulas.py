@@ -6,6 +6,8 @@ benign; what is ill-conditioned all the same is found by perturbing the oracle's
 
 from __future__ import annotations
 
+import re
+
 from hypothesis import strategies as st
 
 from normc.language.axes import AXIS_SETS
@@ -70,8 +72,10 @@ def _expression(draw: st.DrawFn, depth: int) -> str:
 
 @st.composite
 def formulas(draw: st.DrawFn, depth: int = 5) -> str:
-    """A whole formula: declarations for the names it uses, one or two results."""
+    """A whole formula: declarations for the names it uses, one or two results; one reads x."""
     count = draw(st.sampled_from([1, 1, 1, 2]))
     text = ", ".join(_expression(draw, depth) for _ in range(count))
+    if not re.search(r"\bx\b", text):
+        text = f"x + {text}"
     used = [line for name, line in DECLARATIONS.items() if name in text]
     return "; ".join([*used, text])
