@@ -75,8 +75,11 @@ class Op:
         float64 x). Raises `ShapeError` for whatever does not fit.
         """
         given = self.named(inputs, tensors) if inputs else tensors
-        check_tensors(x, given)
-        results = self.run(x, given, groups, eps, channel_dim)
+        try:
+            results = self.run(x, given, groups, eps, channel_dim)
+        except (AttributeError, TypeError):
+            check_tensors(x, given)  # costs no call that goes well
+            raise
         return results[0] if len(results) == 1 else results
 
     def named(self, inputs: Sequence[Tensor], tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
