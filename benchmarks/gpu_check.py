@@ -73,7 +73,7 @@ class Check:
     @property
     def eps(self) -> float:
         """The zoo's epsilon."""
-        return self.parsed.entry.eps if self.parsed.entry else 1e-5
+        return self.parsed.eps
 
     @property
     def case(self) -> Case:

@@ -61,7 +61,7 @@ class Row:
     @property
     def eps(self) -> float:
         """The zoo's epsilon."""
-        return self.formula.entry.eps if self.formula.entry else 1e-5
+        return self.formula.eps
 
     @property
     def case(self) -> Case:

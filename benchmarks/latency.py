@@ -157,7 +157,7 @@ def inductor(formula: Formula, setting: Setting) -> dict[str, float]:
     """
     layout = Layout("contiguous", len(setting.shape), 1)
     case = Case(layout, setting.shape, setting.geometry.g, setting.dtype, seed=0)
-    eps = formula.entry.eps if formula.entry else 1e-5
+    eps = formula.eps
     given, cotangents = draw(formula.definition, case)
     call = providers.eager(formula, case, eps)
     with _forgetful_torch():

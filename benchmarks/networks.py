@@ -8,14 +8,14 @@
 
 All are trained alike, by SGD with Nesterov momentum and a rate that falls as a cosine, nothing
 tuned for any of them; every fifth image of scikit-learn's digits is kept for judging. Accuracies
-are those at the end.
+are those at the end. With ``--networks``, the rest of the file stays: see `kn_conv.begun`.
 """
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from statistics import mean
 from typing import Annotated, Any, cast
@@ -24,8 +24,8 @@ import torch
 import typer
 from torch import Tensor, nn
 
+from benchmarks.kn_conv import begun, finish
 from normc.analysis.machine import environment
-from normc.formula import zoo
 from normc.nn.kernel_norm import KernelNorm2d1x1
 from normc.nn.kn_conv import KNConv2d
 from normc.nn.kn_resnet import kn_resnet_digits
@@ -43,11 +43,7 @@ RECIPE = Recipe(steps=600, batch=64, rate=0.05)
 
 def with_layer(name: str) -> nn.Module:
     """The residual network with a layer of the zoo."""
-    entry = zoo[name].entry
-
-    def layer(channels: int) -> Layer:
-        return Layer(zoo[name], channels, eps=entry.eps if entry else 1e-5)
-
+    layer = partial(Layer, name)
     return resnet(Layers(layer, layer), SCALE, 10, 1)
 
 
@@ -120,10 +116,16 @@ def main(
 ) -> None:
     """Train, print, and write the numbers."""
     words = networks.split(",")
-    rows = {name: row(name, seeds) for name in NETWORKS if any(w in name for w in words)}
+    chosen = [name for name in NETWORKS if any(word in name for word in words)]
+    if not chosen:
+        raise typer.BadParameter(f"no network's name has {networks!r}: {', '.join(NETWORKS)}")
     recipe = {k: getattr(RECIPE, k) for k in ("steps", "batch", "rate", "momentum", "decay")}
-    record = {"environment": environment("system"), "dtype": "float32", "recipe": recipe}
-    output.write_text(json.dumps({**record, "rows": rows}, indent=1) + "\n", encoding="utf-8")
+    head = {"environment": environment("system"), "dtype": "float32", "recipe": recipe}
+    record = begun(output, head, len(chosen) < len(NETWORKS))
+    runs = {len(other["runs"]) for name, other in record["rows"].items() if name not in chosen}
+    if runs - {seeds}:
+        raise typer.BadParameter(f"the other networks of {output} have {min(runs)} runs each")
+    finish(output, record, {name: row(name, seeds) for name in chosen}, NETWORKS)
 
 
 if __name__ == "__main__":

@@ -50,7 +50,7 @@ class Row:
     @property
     def eps(self) -> float:
         """The zoo's epsilon."""
-        return self.formula.entry.eps if self.formula.entry else 1e-5
+        return self.formula.eps
 
     def layouts(self) -> list[str]:
         """The layouts that it can be measured in; tokens and maps have their own alone."""

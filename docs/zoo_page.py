@@ -34,8 +34,8 @@ Further below are {beyond} published layers that [no formula can be](#beyond-the
 
 **Formulas.** The axes below a statistic are those it is taken over: b samples, w,h positions, c
 channels, c/g the channels of a group; [the language](language.md) spells them out in text. `eps`
-stands in a formula where the paper or its code puts it. It is {eps}, and `groups` is `"auto"`;
-where a section says otherwise, give that to `Layer` or to the call.
+stands in a formula where the paper or its code puts it. It is {eps}, and `groups` is `"auto"`,
+where a section says nothing else; a `Layer` knows its `eps`, a call has to be given it.
 
 **Figures.** One element of x goes from -{reach} to {reach}: a figure shows y of that element and,
 lighter, its derivative. All other elements stay what they are, {shape} standard normal numbers

@@ -31,6 +31,11 @@ class Formula:
         self.name = name  # in the zoo, or ""
 
     @property
+    def eps(self) -> float:
+        """The epsilon of the paper or its code for a formula of the zoo, else 1e-5."""
+        return self.entry.eps if self.entry else Entry.eps
+
+    @property
     def params(self) -> tuple[Param, ...]:
         """The learned parameters, in order of first use."""
         return self.definition.params

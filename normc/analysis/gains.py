@@ -109,7 +109,7 @@ def moments(
     """
     formula = function_of(f)
     if eps is None:
-        eps = formula.entry.eps if formula.entry else 1e-5
+        eps = formula.eps
     with undisturbed():
         if sample is None and not has_statistics(formula):
             return _integrated(formula, eps)

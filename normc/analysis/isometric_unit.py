@@ -88,7 +88,7 @@ def unit_of(
     if min(fan_in, fan_out, kernel, stride, size) < 1 or size % stride or size < kernel:
         raise ShapeError("sizes are at least 1, size is at least kernel and a multiple of stride")
     if eps is None:
-        eps = norm.entry.eps if norm.entry else 1e-5
+        eps = norm.eps
     act = None if activation is None else function_of(activation)
     whole = norm if act is None else _composed(act, norm)
     if before is None:

@@ -62,7 +62,7 @@ def bench(
     if json and not json.parent.is_dir():
         raise NormcError(f"--json is {str(json)!r}: there is no folder {str(json.parent)!r}")
     found = find_formula(formula)
-    eps = found.entry.eps if found.entry else 1e-5
+    eps = found.eps
     contest = Contest(found, _case(shape, groups, channel_dim, dtype.value), eps, rounds)
     screen = console(no_color)
     with machine.threads(threads):

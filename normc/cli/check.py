@@ -64,7 +64,7 @@ def _run(
     from normc.analysis.agreement import compare
     from normc.errors import BackendError
 
-    eps = formula.entry.eps if formula.entry else 1e-5
+    eps = formula.eps
     refusals = {dtype: _why_not(backend, dtype) for dtype in {c.dtype: None for c in cases}}
     for refused in dict.fromkeys(filter(None, refusals.values())):
         if asked:

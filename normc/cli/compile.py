@@ -83,7 +83,7 @@ def _eps(given: float | None, formula: Formula) -> float:
     from normc.errors import NormcError
 
     if given is None:
-        return formula.entry.eps if formula.entry else 1e-5
+        return formula.eps
     if not isfinite(given):
         raise NormcError(f"--eps is {given}: expected a finite number")
     return given

@@ -2,7 +2,7 @@
 
 from normc.nn.kernel_norm import KernelNorm1d, KernelNorm2d, KernelNorm2d1x1
 from normc.nn.kn_conv import KNConv2d, KNConv2d1x1
-from normc.nn.kn_resnet import KNResNet
+from normc.nn.kn_resnet import KNResNet, Plan, Stage
 from normc.nn.nf_resnet import NFResNet
 from normc.nn.scaled_std import ScaledStdConv2d, ScaledStdLinear
 
@@ -14,6 +14,8 @@ __all__ = [
     "KernelNorm2d",
     "KernelNorm2d1x1",
     "NFResNet",
+    "Plan",
     "ScaledStdConv2d",
     "ScaledStdLinear",
+    "Stage",
 ]

@@ -15,96 +15,25 @@ are one pixel apart; `normc.nn.kn_conv` computes the same with the convolution, 
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from normc.backends.memory import wide
-from normc.errors import NormcError, ShapeError
+from normc.errors import ShapeError
+from normc.nn.checks import real, whole
+from normc.nn.windows import Padding, Pair, Windows, pair
 from normc.ops.op import compile
 
 if TYPE_CHECKING:
     from normc.pipeline import Mode
-
-Pair = int | tuple[int, int]
-"""One number for rows and columns, or (rows, columns)."""
-Padding = int | tuple[int, int] | tuple[int, int, int, int]
-"""One number, (left and right, top and bottom), or (left, right, top, bottom)."""
-Sides = tuple[int, int, int, int]
-"""Zeros at the left, right, top and bottom."""
 
 NORM = "(x - channel_mean({0}))/channel_std({0})"
 """A window is a position of the unfolded tensor, its elements the channels there."""
 
 DROP = "input r; param p = 0; d = where(r < p, 0, x/(1 - p)); "
 """The copy: r is drawn evenly from 0 to 1, and what is below p is dropped."""
-
-
-@dataclass(frozen=True)
-class Windows:
-    """Where windows lie in an image: sizes and steps along height and width, and the zeros."""
-
-    kernel: tuple[int, int]
-    stride: tuple[int, int]
-    padding: Sides
-
-    @staticmethod
-    def of(kernel: Pair, stride: Pair, padding: Padding) -> Windows:
-        """The windows of a layer's arguments; `NormcError` where there are none like that.
-
-        >>> Windows.of(3, (2, 1), (1, 0)).padding
-        (1, 1, 0, 0)
-        """
-        sizes, steps = pair(kernel), pair(stride)
-        if min(*sizes, *steps) < 1:
-            raise NormcError(f"kernel {kernel} and stride {stride}: expected numbers from 1 on")
-        return Windows(sizes, steps, _sides(padding))
-
-    def count(self, x: Tensor) -> tuple[int, int]:
-        """How many there are along height and width of x (N, C, H, W), else `ShapeError`."""
-        if x.dim() != 4:
-            raise ShapeError(f"x must be (N, C, H, W), not of shape {tuple(x.shape)}")
-        left, right, top, bottom = self.padding
-        (kh, kw), (sh, sw) = self.kernel, self.stride
-        height, width = x.shape[2] + top + bottom, x.shape[3] + left + right
-        if height < kh or width < kw:
-            raise ShapeError(
-                f"a window of {kh} x {kw} does not fit into x, which is {height} x {width} with "
-                "its padding: use a smaller kernel or more padding"
-            )
-        return (height - kh) // sh + 1, (width - kw) // sw + 1
-
-    def unfolded(self, x: Tensor) -> Tensor:
-        """All windows of x (N, C, H, W), as (N, C*kh*kw, how many)."""
-        return F.unfold(F.pad(x, self.padding), self.kernel, stride=self.stride)
-
-    def __str__(self) -> str:
-        return f"{self.kernel}, stride={self.stride}, padding={self.padding}"
-
-
-def pair(value: Pair) -> tuple[int, int]:
-    """The same number twice, or two numbers as they are."""
-    return (value, value) if isinstance(value, int) else (value[0], value[1])
-
-
-def _sides(padding: Padding) -> Sides:
-    given = (padding, padding) if isinstance(padding, int) else padding
-    if len(given) not in (2, 4) or min(given) < 0:
-        raise NormcError(
-            f"padding={padding}: expected one number, two (left and right, top and bottom) or "
-            "four (left, right, top, bottom), none of them negative"
-        )
-    return (given[0], given[0], given[1], given[1]) if len(given) == 2 else given
-
-
-def probability(p: float) -> float:
-    """A rate of dropout, if it is one below 1; else `NormcError`."""
-    if not 0 <= p < 1:
-        raise NormcError(f"dropout_p={p}: expected at least 0 and less than 1")
-    return p
 
 
 class OfCopy:
@@ -137,8 +66,8 @@ class Dropping(nn.Module):
         self, dropout_p: float, eps: float, dropout_in_eval: bool, backend: str = "auto"
     ) -> None:
         super().__init__()
-        self.dropout_p = probability(dropout_p)
-        self.eps = eps
+        self.dropout_p = real("dropout_p", dropout_p, below=1)
+        self.eps = real("eps", eps)
         self.dropout_in_eval = dropout_in_eval
         self.norm = OfCopy(NORM, backend)
 
@@ -147,9 +76,19 @@ class Dropping(nn.Module):
         return self.norm.run(x, p, self.eps)[0]
 
     def extra_repr(self) -> str:
-        """The dropout and eps."""
-        always = ", dropout_in_eval=True" * self.dropout_in_eval
-        return f"dropout_p={self.dropout_p}, eps={self.eps}{always}"
+        """What recreates the layer, from the dropout on."""
+        return shown(self.dropout_p, self.eps, self.dropout_in_eval, self.norm.plain.backend)
+
+
+def shown(dropout_p: float, eps: float, dropout_in_eval: bool, backend: str) -> str:
+    """The options of a layer that drops, as they recreate it; the last two where they are chosen.
+
+    >>> shown(0.1, 1e-5, True, "auto")
+    'dropout_p=0.1, eps=1e-05, dropout_in_eval=True'
+    """
+    always = ", dropout_in_eval=True" * dropout_in_eval
+    place = "" if backend == "auto" else f", backend={backend!r}"
+    return f"dropout_p={dropout_p}, eps={eps}{always}{place}"
 
 
 class KernelNorm2d1x1(Dropping):
@@ -215,7 +154,7 @@ class KernelNorm2d(Dropping):
         return y.permute(0, 1, 4, 2, 5, 3).reshape(n, c, rows * kh, columns * kw)
 
     def extra_repr(self) -> str:
-        """The windows, the dropout and eps."""
+        """What recreates the layer."""
         return f"{self.windows}, {super().extra_repr()}"
 
 
@@ -237,9 +176,10 @@ class KernelNorm1d(KernelNorm2d):
         dropout_in_eval: bool = False,
         backend: str = "auto",
     ) -> None:
+        sides = pair("padding", padding, 0, "(left, right)")
         super().__init__(
-            (1, kernel_size), (1, stride), (*pair(padding), 0, 0), dropout_p, eps,
-            dropout_in_eval=dropout_in_eval, backend=backend,
+            (1, whole("kernel_size", kernel_size)), (1, whole("stride", stride)), (*sides, 0, 0),
+            dropout_p, eps, dropout_in_eval=dropout_in_eval, backend=backend,
         )  # fmt: skip
 
     def forward(self, x: Tensor) -> Tensor:
@@ -247,3 +187,9 @@ class KernelNorm1d(KernelNorm2d):
         if x.dim() != 3:
             raise ShapeError(f"x must be (N, C, L), not of shape {tuple(x.shape)}")
         return super().forward(x.unsqueeze(2)).squeeze(2)
+
+    def extra_repr(self) -> str:
+        """What recreates the layer."""
+        w = self.windows
+        sizes = f"{w.kernel[1]}, stride={w.stride[1]}, padding={w.padding[:2]}"
+        return f"{sizes}, {Dropping.extra_repr(self)}"

@@ -25,8 +25,11 @@ from typing import Any, cast
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from normc.nn.kernel_norm import KernelNorm2d1x1, Sides
+from normc.errors import NormcError, nearest
+from normc.nn.checks import whole
+from normc.nn.kernel_norm import KernelNorm2d1x1
 from normc.nn.kn_conv import KNConv2d, KNConv2d1x1
+from normc.nn.windows import Sides
 
 FIRST: Sides = (1, 0, 1, 0)
 SECOND: Sides = (0, 1, 0, 1)
@@ -44,6 +47,13 @@ class Stage:
     padding: Sides | None = None  # of the transition's 2 x 2 convolution; None for a 1 x 1
     low: Sides | None = None  # the same at low resolution, where it is another
 
+    def __post_init__(self) -> None:
+        if self.block not in BLOCKS:
+            near = nearest(str(self.block), BLOCKS)
+            raise NormcError(f"no block is called {self.block!r}{near}: {', '.join(BLOCKS)} are")
+        for name in ("count", "width", "inside"):
+            whole(f"a stage's {name}", getattr(self, name))
+
 
 @dataclass(frozen=True)
 class Plan:
@@ -52,6 +62,13 @@ class Plan:
     stem: int  # channels
     stages: tuple[Stage, ...]
     tail: int | None = None
+
+    def __post_init__(self) -> None:
+        if not self.stages:
+            raise NormcError("a plan has one stage or more: stages=(Stage(...), ...)")
+        whole("a plan's stem", self.stem)
+        if self.tail is not None:
+            whole("a plan's tail", self.tail)
 
 
 class Make:
@@ -111,7 +128,7 @@ class KNResNet(nn.Module):
     ``low_resolution`` is for images as small as CIFAR's: the stem is a 3 x 3 convolution, where it
     else takes a quarter of height and width. ``dropout_p`` is that of every convolution; the last
     normalization drops five times as much, at most 0.25. `KernelNorm2d` says what
-    ``dropout_in_eval`` is.
+    ``dropout_in_eval`` is. Raises `NormcError` for what does not fit.
     """
 
     def __init__(
@@ -126,16 +143,19 @@ class KNResNet(nn.Module):
         backend: str = "auto",
     ) -> None:
         super().__init__()
+        if not isinstance(plan, Plan):  # pyright: ignore[reportUnnecessaryIsInstance]
+            names = ", ".join(PLANS)
+            raise NormcError(f"a plan is a Plan, not {plan!r}: PLANS has those of {names}")
         make = Make(dropout_p, dropout_in_eval, backend)
         last = plan.tail or plan.stages[-1].width
-        self.stem = _stem(in_channels, plan.stem, low_resolution, make)
+        self.stem = _stem(whole("in_channels", in_channels), plan.stem, low_resolution, make)
         self.stages = _stages(plan, low_resolution, make)
         self.tail = nn.Sequential()
         if plan.tail:
             conv = make.conv(plan.stages[-1].width, last, 2, padding=int(low_resolution))
             self.tail = nn.Sequential(nn.MaxPool2d(2), nn.ReLU(), conv)
         self.norm = make.last()
-        self.fc = nn.Linear(last, num_classes)
+        self.fc = nn.Linear(last, whole("num_classes", num_classes))
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
@@ -231,6 +251,9 @@ def kn_resnet50(num_classes: int = 1000, **options: Any) -> KNResNet:
 
 
 def kn_resnet_digits(num_classes: int = 10, **options: Any) -> KNResNet:
-    """A small one of ours, 6 convolutions and a linear layer, for grey images of 8 x 8."""
+    """A small one of ours, 6 convolutions and a linear layer, for images of 8 x 8.
+
+    They are grey, with one channel, unless ``in_channels`` is another; options as `KNResNet` has.
+    """
     usual: dict[str, Any] = {"in_channels": 1, "low_resolution": True}
     return KNResNet(PLANS["digits"], num_classes, **(usual | options))

@@ -4,29 +4,32 @@
     |               +--> conv1x1, where the shape changes ------------------------------------+
     +------------------- x itself, elsewhere -------------------------------------------------+
 
-g is an activation times its gamma and std what the input's standard deviation is expected to be, so
-a branch takes and returns variance 1, and each block adds alpha**2 to the stream: `expected_stds`.
-All convolutions are `ScaledStdConv2d`. Three more formulas do what lies between them, each in one
-pass over memory where plain torch takes two to four, and with one derived backward: the activation
-with both its factors, the gate of squeeze-excite, and the residual sum with both of its.
+g is an activation times its gamma and std what the input's standard deviation is expected to be. As
+published, std divides what comes out of g; where g is homogeneous, as relu is, that is the same as
+scaling what goes in. So a branch takes and returns variance 1, and each block adds alpha**2 to the
+stream: `expected_stds`. All convolutions are `ScaledStdConv2d`. Three more formulas do what lies
+between them, each in one pass over memory where plain torch takes two to four, and with one derived
+backward: the activation with both its factors, the gate of squeeze-excite, and the residual sum
+with both of its.
 
 Brock, De, Smith, "Characterizing signal propagation to close the performance gap in unnormalized
 ResNets", arXiv 2101.08692; details are those of deepmind's nfnets/nf_resnet.py. It pads strided
-convolutions on the right and below where sizes are even ("SAME"), these pad all around, as torch's.
+convolutions and the stem's maximum on the right and below where sizes are even ("SAME"), these pad
+all around, as torch's.
 """
 
 from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from normc.errors import NormcError
-from normc.nn.scaled_std import GAMMAS, ScaledStdConv2d, gamma_of
+from normc.nn.checks import real, whole
+from normc.nn.nf_style import Style
 from normc.ops.op import compile
 
 DEPTHS = {  # blocks of each stage of the published networks, by their number of layers
@@ -34,11 +37,8 @@ DEPTHS = {  # blocks of each stage of the published networks, by their number of
     288: (24, 24, 24, 24), 600: (50, 50, 50, 50),
 }  # fmt: skip
 WIDTHS = (256, 512, 1024, 2048)  # channels of each stage of the published networks
-
-SPELLINGS = {  # of published names that are not functions of the language
-    "identity": "x", "celu": "elu(x)", "gelu": "gelu_tanh(x)", "log_sigmoid": "logsigmoid(x)",
-    "soft_sign": "x/(1 + abs(x))",
-}  # fmt: skip
+OWN = ("num_classes", "in_channels", "low_resolution", "stochastic_depth", "dropout")
+"""The options of a network that are not of its `Style`."""
 
 
 def expected_stds(depths: Sequence[int], alpha: float = 0.2) -> tuple[tuple[float, ...], ...]:
@@ -58,69 +58,12 @@ def expected_stds(depths: Sequence[int], alpha: float = 0.2) -> tuple[tuple[floa
 def expected_variances(depths: Sequence[int], alpha: float = 0.2) -> tuple[tuple[float, ...], ...]:
     """The variance expected at the output of each block, stage by stage, with skip gains of 1.
 
-    It counts no borders: zero padding takes a tenth of it on maps of 16 x 16 (measured).
+    It counts no borders: zero padding takes a tenth of it on maps of 16 x 16 (measured). Raises
+    `NormcError` for a stage without blocks, or an alpha that is negative or no number.
     """
-    return tuple(tuple(1 + alpha**2 * (i + 1) for i in range(depth)) for depth in depths)
-
-
-@dataclass(frozen=True)
-class Style:
-    """What all blocks of a network have in common.
-
-    ``activation`` is a name of `GAMMAS`, or an expression of x with its ``gamma``, which makes the
-    variance 1 for a standard normal x (`normc.analysis.gain` finds it). As in the published code,
-    the expected deviation divides what comes out of the activation; what goes in is scaled by it
-    only where the activation is homogeneous, as relu is. ``bottleneck`` is the share of a block's
-    channels that its 3x3 convolution has, ``excite`` that of squeeze-excite (0 for none; published
-    0.25). ``form`` is that of `ScaledStdConv2d`, with gamma always in the activation.
-    """
-
-    activation: str = "relu"
-    gamma: float | None = None
-    alpha: float = 0.2
-    bottleneck: float = 0.25
-    excite: float = 0.0
-    form: str = "deepmind"
-    backend: str = "auto"
-
-    def conv(self, before: int, after: int, kernel: int = 1, stride: int = 1) -> ScaledStdConv2d:
-        """A standardized convolution that keeps sizes but for its stride."""
-        how: Any = {"form": self.form, "backend": self.backend}
-        return ScaledStdConv2d(before, after, kernel, stride, kernel // 2, **how)
-
-    def act(self, std: float = 1.0) -> ScaledActivation:
-        """The activation, times gamma, over an expected standard deviation."""
-        name = self.activation
-        gamma = gamma_of(name if self.gamma is None else self.gamma)
-        text = SPELLINGS.get(name, f"{name}(x)" if name in GAMMAS else name)
-        return ScaledActivation(text, gamma / std, self.backend)
-
-
-class ScaledActivation(nn.Module):
-    """An activation times a constant, as one formula.
-
-    The constant is no number in the text but a scalar given at the call: all blocks of a network,
-    each with its own expected deviation, share a kernel. Raises `FormulaError` for what is no
-    expression, `NormcError` for one with parameters.
-    """
-
-    def __init__(self, text: str, scale: float, backend: str = "auto") -> None:
-        super().__init__()
-        self.op = compile(f"param scale = 1; scale*({text})", backend)
-        self.text, self.scale = text, scale
-        if len(self.op.formula.params) > 1 or self.op.formula.inputs:
-            raise NormcError(f"an activation is an expression of x alone, not `{text}`")
-
-    def forward(self, x: Tensor) -> Tensor:
-        """The activated x of any shape of rank 2 to 5."""
-        # made here, so that neither .to(torch.bfloat16) rounds nor .to_empty() loses it
-        dtype = torch.promote_types(x.dtype, torch.float32)
-        scale = torch.full((), self.scale, dtype=dtype, device=x.device)
-        return self.op.run(x, {"scale": scale}, "auto", 1e-5, 1)[0]
-
-    def extra_repr(self) -> str:
-        """The formula and its factor."""
-        return f"{self.scale:.6g} * {self.text}"
+    step = real("alpha", alpha) ** 2
+    counts = [whole("a depth", depth) for depth in depths]
+    return tuple(tuple(1 + step * (i + 1) for i in range(count)) for count in counts)
 
 
 class SqueezeExcite(nn.Module):
@@ -173,7 +116,7 @@ class NFBlock(nn.Module):
         h = self.act(x)
         shortcut, out = x if self.project is None else self.project(h), self.branch(h)
         if self.training and self.depth_rate:  # kept branches are not scaled, as published
-            kept = torch.rand(len(out), 1, 1, 1, device=out.device) >= self.depth_rate
+            kept = torch.rand(out.shape[0], 1, 1, 1, device=out.device) >= self.depth_rate
             out = out * kept.to(out.dtype)
         given = {"shortcut": shortcut, "skip_gain": self.skip_gain}
         return self.join.run(out, given, "auto", 1e-5, 1)[0]
@@ -186,55 +129,61 @@ class NFResNet(nn.Module):
     channels, is a 7x7 convolution of stride 2 and a 3x3 maximum of stride 2; with
     ``low_resolution``, which is ours, a 3x3 convolution. The rate of stochastic depth grows with
     the block's index from 0 towards ``stochastic_depth``. The last layer starts as N(0, 0.01**2),
-    its bias at 0. What else there is to choose, by keyword, is `Style`'s.
+    its bias at 0. What else there is to choose, by keyword, is `Style`'s. Raises `NormcError` for
+    what does not fit.
     """
 
     def __init__(
-        self, depths: Sequence[int], widths: Sequence[int], classes: int, channels: int = 3, *,
-        low_resolution: bool = False, stochastic_depth: float = 0.0, dropout: float = 0.0,
+        self, depths: Sequence[int], widths: Sequence[int], num_classes: int, in_channels: int = 3,
+        *, low_resolution: bool = False, stochastic_depth: float = 0.0, dropout: float = 0.0,
         **style: Any,
     ) -> None:  # fmt: skip
         super().__init__()
-        self.style = Style(**style)
-        if not depths or len(depths) != len(widths) or min(depths) < 1:
+        self.style = Style.of(style, OWN)
+        if not depths or len(depths) != len(widths):
             raise NormcError(f"a stage has blocks and a width, unlike one of {depths}, {widths}")
-        if not 0 <= stochastic_depth < 1:
-            raise NormcError(f"stochastic_depth is from 0 to below 1, not {stochastic_depth}")
+        widths = [whole("a width", width) for width in widths]
         before = max(1, widths[0] // 4)
-        self.stem = _stem(channels, before, low_resolution, self.style)
-        self.blocks = nn.Sequential(*_blocks(depths, widths, before, stochastic_depth, self.style))
+        rate = real("stochastic_depth", stochastic_depth, below=1)
+        self.stem = _stem(whole("in_channels", in_channels), before, low_resolution, self.style)
+        self.blocks = nn.Sequential(*_blocks(depths, widths, before, rate, self.style))
         self.act = self.style.act()
         self.dropout = nn.Dropout(dropout)
-        self.fc = nn.Linear(widths[-1], classes)
+        self.fc = nn.Linear(widths[-1], whole("num_classes", num_classes))
         nn.init.normal_(self.fc.weight, std=0.01)
         nn.init.zeros_(self.fc.bias)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Scores (N, classes) of images (N, channels, H, W)."""
+        """Scores (N, num_classes) of images (N, in_channels, H, W)."""
         last = self.act(self.blocks(self.stem(x)))
         return self.fc(self.dropout(last.mean((2, 3))))
 
 
-def nf_resnet(variant: int, classes: int = 1000, channels: int = 3, **options: Any) -> NFResNet:
+def nf_resnet(
+    variant: int, num_classes: int = 1000, in_channels: int = 3, **options: Any
+) -> NFResNet:
     """The published network of a number of layers in `DEPTHS`; ``options`` are NFResNet's.
 
     As published but for ``stochastic_depth``, 0 here and 0.1 in their code, and ``dropout``.
     """
-    if variant not in DEPTHS:
-        raise NormcError(f"no NF-ResNet has {variant} layers: {', '.join(map(str, DEPTHS))} do")
-    return NFResNet(DEPTHS[variant], WIDTHS, classes, channels, **options)
+    if variant not in tuple(DEPTHS):
+        raise NormcError(f"variant must be one of {', '.join(map(str, DEPTHS))}, not {variant!r}")
+    return NFResNet(DEPTHS[variant], WIDTHS, num_classes, in_channels, **options)
 
 
-def nf_resnet_small(classes: int = 10, channels: int = 1, **options: Any) -> NFResNet:
-    """A network of ours for images of 8 to 32 pixels: two stages of two blocks, 32 and 64 wide."""
+def nf_resnet_small(num_classes: int = 10, in_channels: int = 1, **options: Any) -> NFResNet:
+    """A network of ours for grey images of 8 to 32 pixels: two stages of two blocks, 32, 64 wide.
+
+    Images of colours are for ``in_channels=3``; ``options`` are NFResNet's.
+    """
     small: dict[str, Any] = {"low_resolution": True, "bottleneck": 0.5, **options}
-    return NFResNet((2, 2), (32, 64), classes, channels, **small)
+    return NFResNet((2, 2), (32, 64), num_classes, in_channels, **small)
 
 
-def _stem(channels: int, width: int, low_resolution: bool, style: Style) -> nn.Module:
+def _stem(before: int, width: int, low_resolution: bool, style: Style) -> nn.Module:
     if low_resolution:
-        return style.conv(channels, width, 3)
-    return nn.Sequential(style.conv(channels, width, 7, 2), nn.MaxPool2d(3, 2, 1))
+        return style.conv(before, width, 3)
+    return nn.Sequential(style.conv(before, width, 7, 2), nn.MaxPool2d(3, 2, 1))
 
 
 def _blocks(

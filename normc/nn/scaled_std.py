@@ -15,16 +15,17 @@ std_conv.py.
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.nn.parameter import is_lazy
 
 from normc.errors import NormcError, ShapeError, nearest
 from normc.formula import parse
+from normc.nn.checks import real
 from normc.ops.op import Op
 
 GAMMAS = {  # the constants of deepmind's base.py, which timm repeats
@@ -70,11 +71,10 @@ class Standardization:
     @staticmethod
     def of(form: str, gamma: float | str, eps: float | None, backend: str) -> Standardization:
         """Check the arguments; `NormcError` for an unknown form, or for what is no gamma or eps."""
-        if form not in FORMS:
-            raise NormcError(f"there is no form {form!r}{nearest(form, FORMS)}: deepmind or timm")
-        eps = FORMS[form][1] if eps is None else eps
-        if not 0 <= eps < math.inf:
-            raise NormcError(f"eps must be a number not below 0, not {eps}")
+        if str(form) not in FORMS:
+            near = nearest(str(form), FORMS)
+            raise NormcError(f"there is no form {form!r}{near}: deepmind or timm")
+        eps = FORMS[form][1] if eps is None else real("eps", eps)
         gamma = gamma_of(gamma)
         factor = "" if gamma == 1 else f"{gamma!r} * "
         op = Op(parse(f"input gain[n]; {factor}{FORMS[form][0]}"), backend)
@@ -96,12 +96,12 @@ def gamma_of(gamma: float | str) -> float:
     """
     if isinstance(gamma, str):
         if gamma not in GAMMAS:
-            near = nearest(gamma, GAMMAS)
-            raise NormcError(f"no gamma is published for `{gamma}`{near}: pass 1/sqrt(Var g(z))")
+            raise NormcError(
+                f"no gamma is published for `{gamma}`{nearest(gamma, GAMMAS)}: pass the number "
+                f"1/sqrt(Var g(z)), which is normc.analysis.gain({gamma!r})"
+            )
         return GAMMAS[gamma]
-    if not 0 < gamma < math.inf:
-        raise NormcError(f"gamma must be a number above 0, not {gamma}")
-    return float(gamma)
+    return real("gamma", gamma, above=True)
 
 
 class _Standardized(nn.Module):
@@ -125,7 +125,17 @@ class _Standardized(nn.Module):
     def extra_repr(self) -> str:
         """Torch's, and the form."""
         s = self.standardization
-        return f"{super().extra_repr()}, form={s.form!r}, gamma={s.gamma}, eps={s.eps}"
+        chosen = "" if s.op.backend == "auto" else f", backend={s.op.backend!r}"
+        return f"{super().extra_repr()}, form={s.form!r}, gamma={s.gamma}, eps={s.eps}{chosen}"
+
+    def _load_from_state_dict(
+        self, state_dict: dict[str, Any], prefix: str, *args: Any, **kwargs: Any
+    ) -> None:
+        """Take timm's gain (C_out, 1, 1, 1), too; ``state_dict`` is a copy that torch has made."""
+        gain = state_dict.get(f"{prefix}gain")
+        if isinstance(gain, Tensor) and gain.shape[1:] == (1, 1, 1):
+            state_dict[f"{prefix}gain"] = gain.flatten()
+        super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
 
 
 class ScaledStdConv2d(_Standardized, nn.Conv2d):
@@ -134,14 +144,14 @@ class ScaledStdConv2d(_Standardized, nn.Conv2d):
     Arguments are nn.Conv2d's; then ``form``, and the ``gamma`` of the activation in front, a number
     or a name in `GAMMAS`. deepmind's networks leave gamma at 1 and multiply the activation by it;
     that this form takes another gamma is ours. ``eps`` None is the form's own. What is learned is
-    ``weight``, ``bias`` and ``gain`` of shape (C_out,) (timm stores (C_out, 1, 1, 1)), which starts
-    at 1. In deepmind's form the weight starts as N(0, 1/N) and the bias at 0 (their layers always
-    have one); in timm's both as in nn.Conv2d.
+    ``weight``, ``bias`` and ``gain`` of shape (C_out,), which starts at 1; what timm saved, with
+    gains of shape (C_out, 1, 1, 1), loads as it is. In deepmind's form the weight starts as
+    N(0, 1/N) and the bias at 0 (their layers always have one); in timm's both as in nn.Conv2d.
 
     The weight is standardized in every call, in evaluation too: nothing is kept that could go
     stale, at the price of a few passes over the weight. To pay it once, give a plain nn.Conv2d the
     `standardized_weight`.
-    Raises `ShapeError` for a fan-in of one, of which nothing would be left.
+    Raises `ShapeError` for a fan-in of one, of which nothing would be left, or of none.
     """
 
     def __init__(
@@ -176,10 +186,10 @@ class ScaledStdConv2d(_Standardized, nn.Conv2d):
         """A layer with a convolution's sizes, copies of its weight and bias, and a gain of 1.
 
         ``options`` are form, gamma, eps and backend. The result is another function, as the weight
-        is standardized. Raises `NormcError` for what is no nn.Conv2d, or is standardized already.
+        is standardized. Raises `NormcError` for a module that does more than nn.Conv2d does, as
+        one that is standardized already, and for a weight that is not there yet or is computed.
         """
-        if type(conv) is ScaledStdConv2d or not isinstance(conv, nn.Conv2d):  # pyright: ignore
-            raise NormcError(f"from_conv takes a plain nn.Conv2d, not a {type(conv).__name__}")
+        _check_plain(conv)
         same: dict[str, Any] = {name: getattr(conv, name) for name in (*_SIZES, "padding_mode")}
         place = {"device": "meta", "dtype": conv.weight.dtype}
         made = cls(**same, bias=conv.bias is not None, **place, **options)
@@ -223,6 +233,8 @@ class ScaledStdLinear(_Standardized, nn.Linear):
 def _start(layer: _Standardized) -> None:
     """Where parameters start; weight and bias have torch's values, which timm keeps."""
     fan_in = layer.weight.shape[1:].numel()
+    if fan_in == 0:
+        raise ShapeError("a layer without inputs, of fan-in 0, has no weight to standardize")
     if fan_in == 1:
         raise ShapeError(
             "an output channel with a fan-in of 1 is its own mean, so its standardized weight is 0 "
@@ -233,6 +245,21 @@ def _start(layer: _Standardized) -> None:
         nn.init.normal_(layer.weight, std=fan_in**-0.5)
         if layer.bias is not None:
             nn.init.zeros_(layer.bias)
+
+
+def _check_plain(conv: nn.Conv2d) -> None:
+    """Whether a convolution does what nn.Conv2d does, with a weight of its own; `NormcError`."""
+    kind = type(conv)
+    own = "forward", "_conv_forward"
+    if any(getattr(kind, name, None) is not getattr(nn.Conv2d, name) for name in own):
+        raise NormcError(f"from_conv takes a plain nn.Conv2d, not a {kind.__name__}")
+    if is_lazy(conv.weight):
+        raise NormcError("from_conv: the weight has no shape yet, so call the convolution once")
+    if not isinstance(conv.weight, nn.Parameter):  # pyright: ignore[reportUnnecessaryIsInstance]
+        raise NormcError(
+            "from_conv: the weight is no parameter but computed, as by weight_norm or pruning: "
+            "remove that first, which leaves what it has computed"
+        )
 
 
 def _take(made: ScaledStdConv2d, conv: nn.Conv2d) -> None:

@@ -108,7 +108,7 @@ def norm_act(
             "give one, norm_layer(formula, linear=...)"
         )
     if eps is None:
-        eps = chosen.entry.eps if chosen.entry else 1e-5
+        eps = chosen.eps
     taken = {p.name for p in chosen.params} & {"weight", "bias"}
     kind = Layer if taken else _DropIn
     return kind(chosen, num_features, eps=eps, device=device, dtype=dtype, **settings)

@@ -24,7 +24,8 @@ from normc.program.running import Running
 class Layer(nn.Module):
     """A formula over ``num_channels`` channels, in place of a normalization(-activation) layer.
 
-    ``formula`` is one of `normc.parse`, its text, or a name in the zoo.
+    ``formula`` is one of `normc.parse`, its text, or a name in the zoo; ``eps`` is the zoo's, or
+    1e-5, if None.
 
     Its parameters carry the formula's names. Statistics over the batch have running buffers,
     updated in training as nn.BatchNorm does (``momentum``, None for a cumulative average; the
@@ -48,7 +49,7 @@ class Layer(nn.Module):
         *,
         groups: Grouping = "auto",
         after: nn.Module | None = None,
-        eps: float = 1e-5,
+        eps: float | None = None,
         momentum: float | None = 0.1,
         channel_dim: int = 1,
         track_running_stats: bool = True,
@@ -59,8 +60,9 @@ class Layer(nn.Module):
         dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__()
-        _check_numbers(num_channels, eps, momentum)
         self.op = Op(formula_of(formula), backend)
+        eps = self.formula.eps if eps is None else eps
+        _check_numbers(num_channels, eps, momentum)
         self.num_channels = num_channels
         number = chosen(groups, self.formula, num_channels, after)
         self.groups = Geometry.of((1, num_channels), number).g

@@ -2,12 +2,14 @@
 
 import copy
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
 
 from normc.errors import NormcError, ShapeError
 from normc.nn.kernel_norm import KernelNorm1d, KernelNorm2d, KernelNorm2d1x1
+from normc.nn.kn_conv import KNConv2d
 
 pytestmark = pytest.mark.cpu
 
@@ -179,6 +181,23 @@ def test_copies_and_says_what_it_is():
         "KernelNorm2d((2, 2), stride=(1, 1), padding=(0, 0, 0, 0), dropout_p=0.1, eps=1e-05, "
         "dropout_in_eval=True)"
     )
+    assert repr(KernelNorm2d1x1(0.2, backend="torch")) == (
+        "KernelNorm2d1x1(dropout_p=0.2, eps=1e-05, backend='torch')"
+    )
+
+
+def test_what_a_sequences_layer_says_makes_it_anew():
+    layer = KernelNorm1d(3, stride=2, padding=(1, 0), dropout_p=0.2, eps=1e-3, backend="torch")
+    assert repr(layer) == (
+        "KernelNorm1d(3, stride=2, padding=(1, 0), dropout_p=0.2, eps=0.001, backend='torch')"
+    )
+
+
+def test_sizes_may_be_numpys_and_lists():
+    layer = KernelNorm2d(np.int64(3), [np.int64(2), 1], np.int64(1), np.float64(0.1))
+    assert layer.windows == KernelNorm2d(3, (2, 1), 1).windows
+    assert repr(layer) == repr(KernelNorm2d(3, (2, 1), 1))
+    assert repr(KernelNorm1d(np.int64(3))) == repr(KernelNorm1d(3))
 
 
 # --- errors ---------------------------------------------------------------------------------------
@@ -187,15 +206,44 @@ def test_copies_and_says_what_it_is():
 @pytest.mark.parametrize(
     ("arguments", "says"),
     [
-        ({"padding": (1, 2, 3)}, r"four \(left, right, top, bottom\)"),
-        ({"padding": -1}, "none of them negative"),
-        ({"stride": 0}, "from 1 on"),
-        ({"dropout_p": 1.0}, "at least 0 and less than 1"),
+        ({"padding": (1, 2, 3)}, r"four \(left, right, top, bottom\), from 0 on, not \(1, 2, 3\)"),
+        ({"padding": -1}, "padding must be one whole number, .* from 0 on, not -1"),
+        ({"padding": (1.5, 1)}, "padding must be one whole number"),
+        ({"padding": "same"}, "padding must be .* not 'same'"),
+        ({"padding": ()}, "padding must be"),
+        ({"stride": 0}, "stride must be .* from 1 on"),
+        ({"stride": None}, "stride must be .* not None"),
+        (
+            {"kernel_size": (3, 3, 3)},
+            r"kernel_size must be one whole number or two \(rows, columns",
+        ),
+        ({"kernel_size": (3,)}, "kernel_size must be"),
+        ({"kernel_size": 1.5}, "kernel_size must be"),
+        ({"dropout_p": 1.0}, "dropout_p must be a finite number from 0 on and below 1, not 1.0"),
+        ({"dropout_p": None}, "dropout_p must be"),
+        ({"eps": -1e-5}, "eps must be a finite number from 0 on, not -1e-05"),
+        ({"eps": float("nan")}, "eps must be"),
     ],
 )
-def test_arguments_that_do_not_fit(arguments, says):
+@pytest.mark.parametrize("kind", [KernelNorm2d, KNConv2d])
+def test_arguments_that_do_not_fit(arguments, says, kind):
+    channels = {"in_channels": 3, "out_channels": 4} if kind is KNConv2d else {}
     with pytest.raises(NormcError, match=says):
-        KernelNorm2d(2, **arguments)
+        kind(**channels, **{"kernel_size": 2, **arguments})
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        ({"padding": (1, 1, 5, 5)}, r"one whole number or two \(left, right\), from 0 on"),
+        ({"kernel_size": (3,)}, r"kernel_size must be a whole number, from 1 on, not \(3,\)"),
+        ({"stride": 0}, "stride must be a whole number, from 1 on"),
+        ({"eps": -1.0}, "eps must be"),
+    ],
+)
+def test_arguments_that_do_not_fit_a_sequence(arguments, says):
+    with pytest.raises(NormcError, match=says):
+        KernelNorm1d(**{"kernel_size": 3, **arguments})
 
 
 @pytest.mark.parametrize(

@@ -7,7 +7,9 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+import normc.nn
 from normc.cli.digits import load, one_thread, step
+from normc.errors import NormcError
 from normc.nn.kn_conv import KNConv2d
 from normc.nn.kn_resnet import (
     BLOCKS,
@@ -15,6 +17,7 @@ from normc.nn.kn_resnet import (
     KNResNet,
     Make,
     Plan,
+    Stage,
     kn_resnet18,
     kn_resnet34,
     kn_resnet50,
@@ -110,6 +113,45 @@ def test_evaluation_is_repeatable_unless_dropout_is_wished_there(seed):
     always.load_state_dict(model.state_dict())
     assert torch.equal(model(x), model(x))
     assert not torch.equal(always(x), always(x))
+
+
+def test_export_takes_any_batch_height_and_width(seed):
+    model, x = kn_resnet_digits().eval(), torch.rand(2, 1, 8, 8)
+    sizes = dict.fromkeys((0, 2, 3), torch.export.Dim.AUTO)
+    exported = torch.export.export(model, (x,), dynamic_shapes=(sizes,)).module()
+    for given in (x, torch.rand(5, 1, 12, 10)):
+        torch.testing.assert_close(exported(given), model(given))
+
+
+RES = Stage("res", 1, 8, 8)
+
+
+@pytest.mark.parametrize(
+    ("make", "says"),
+    [
+        (
+            lambda: Stage("bottelneck", 1, 8, 8),
+            "no block is called 'bottelneck'.*mean `bottleneck`",
+        ),
+        (lambda: Stage(None, 1, 8, 8), "no block is called None: res, bottleneck"),
+        (lambda: Stage("res", 0, 8, 8), "a stage's count must be a whole number, from 1 on, not 0"),
+        (lambda: Stage("res", 1, -8, 8), "a stage's width must be"),
+        (lambda: Stage("res", 1, 8, 1.5), "a stage's inside must be"),
+        (lambda: Plan(8, ()), "a plan has one stage or more"),
+        (lambda: Plan(-8, (RES,)), "a plan's stem must be"),
+        (lambda: Plan(8, (RES,), 0), "a plan's tail must be"),
+        (lambda: KNResNet("18"), "a plan is a Plan, not '18': PLANS has those of 18, 34, 50"),
+        (lambda: KNResNet(Plan(8, (RES,)), 0), "num_classes must be"),
+        (lambda: KNResNet(Plan(8, (RES,)), in_channels=-1), "in_channels must be"),
+    ],
+)
+def test_plans_that_do_not_fit(make, says):
+    with pytest.raises(NormcError, match=says):
+        make()
+
+
+def test_plans_are_public():
+    assert (normc.nn.Plan, normc.nn.Stage) == (Plan, Stage)
 
 
 def test_a_small_one_learns_64_digits(seed):

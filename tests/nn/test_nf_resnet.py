@@ -2,6 +2,7 @@
 
 import copy
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -13,13 +14,12 @@ from normc.nn.nf_resnet import (
     DEPTHS,
     NFBlock,
     NFResNet,
-    ScaledActivation,
-    Style,
     expected_stds,
     expected_variances,
     nf_resnet,
     nf_resnet_small,
 )
+from normc.nn.nf_style import ScaledActivation, Style
 from normc.nn.scaled_std import GAMMAS, ScaledStdConv2d
 from normc.search.data import digits
 
@@ -181,6 +181,31 @@ def test_an_activation_may_be_any_expression():
     assert repr(act) == "ScaledActivation(4 * x*sigmoid(1.5*x))"
 
 
+def test_an_activation_may_be_any_function_with_its_gamma():
+    x = randn(2, 3)
+    assert_close(Style("mish", gamma=2.0).act()(x), 2 * F.mish(x), **EXACT)
+    two = Style("h = tanh(x)\nh*h", gamma=1.0).act(0.5)
+    assert_close(two(x), 2 * x.tanh() ** 2, **EXACT)
+
+
+NOT_ONE = [  # texts that are no expression of one element of x
+    ("scale*x", NormcError, "one expression of x alone, not `scale\\*x`"),
+    ("v*x", NormcError, "one expression of x alone"),
+    ("x) + (3", FormulaError, "closes nothing"),
+    ("input h; h + x", NormcError, "of x alone"),
+    ("x, -x", NormcError, "one expression"),
+    ("3", NormcError, "of x alone"),
+    ("x/group_std(x)", NormcError, "`x/group_std\\(x\\)` has statistics"),
+]
+
+
+@pytest.mark.parametrize("text, error, says", NOT_ONE)
+def test_an_activation_is_parsed_alone(text, error, says):
+    for make in (lambda: ScaledActivation(text, 2.0), lambda: Style(text, gamma=2.0).act()):
+        with pytest.raises(error, match=says):
+            make()
+
+
 def test_blocks_share_a_kernel_and_conversions_keep_the_scale():
     first, second = Style().act(1.0), Style().act(1.25)
     assert first.op.formula is second.op.formula and first.scale == 1.25 * second.scale
@@ -219,7 +244,7 @@ def test_published_networks(variant):
 
 def test_a_published_network_runs_and_starts_as_published():
     torch.manual_seed(0)
-    net = nf_resnet(50, classes=10, stochastic_depth=0.1, dropout=0.2, excite=0.25)
+    net = nf_resnet(50, num_classes=10, stochastic_depth=0.1, dropout=0.2, excite=0.25)
     assert net(torch.randn(2, 3, 32, 32)).shape == (2, 10)
     assert abs(net.fc.weight.std() - 0.01) < 5e-4 and (net.fc.bias == 0).all()
     rates = [block.depth_rate for block in net.blocks]
@@ -235,6 +260,24 @@ def test_options_reach_the_convolutions(form):
     assert all((c.standardization.form, c.standardization.gamma) == (form, 1) for c in convs)
     assert net.blocks[1].act.scale == pytest.approx(GAMMAS["silu"] / 1.25**0.5)
     assert net(torch.randn(1, 2, 8, 8)).shape == (1, 4)
+
+
+def test_numbers_may_be_numpys():
+    small = nf_resnet_small(np.int64(4), alpha=np.float64(0.5), stochastic_depth=np.float32(0.1))
+    assert small(torch.randn(1, 1, 8, 8)).shape == (1, 4)
+    assert small.blocks[1].act.scale == pytest.approx(RELU / 1.25**0.5)
+    assert expected_stds(np.array([3]), np.float64(0.5)) == expected_stds([3], 0.5)
+    with torch.device("meta"):
+        assert len(nf_resnet(np.int64(50)).blocks) == 16
+
+
+def test_export_takes_any_batch_height_and_width():
+    net = nf_resnet_small(3, stochastic_depth=0.1)
+    sizes = dict.fromkeys((0, 2, 3), torch.export.Dim.AUTO)
+    x, other = randn(2, 1, 8, 8).float(), randn(5, 1, 12, 10).float()
+    exported = torch.export.export(net, (x,), dynamic_shapes=(sizes,)).module()
+    for given in (x, other):  # no branch is there at the start, kept or not
+        assert_close(exported(given), net(given))
 
 
 def test_torch_compile_sees_no_break():
@@ -253,13 +296,30 @@ def test_torch_compile_sees_no_break():
 @pytest.mark.parametrize(
     "make, error, says",
     [
-        (lambda: nf_resnet(18), NormcError, "50, 101, 152"),
+        (lambda: nf_resnet(18), NormcError, "one of 50, 101, 152, .* not 18"),
+        (lambda: nf_resnet("50"), NormcError, "one of 50, 101, 152, .* not '50'"),
         (lambda: NFResNet((1, 2), (8,), 10), NormcError, "blocks and a width"),
-        (lambda: NFResNet((0,), (8,), 10), NormcError, "blocks and a width"),
+        (lambda: NFResNet((0,), (8,), 10), NormcError, "a depth must be a whole number, from 1"),
+        (lambda: NFResNet((1,), (-8,), 10), NormcError, "a width must be a whole number"),
+        (lambda: nf_resnet_small(0), NormcError, "num_classes must be"),
+        (lambda: nf_resnet_small(in_channels=-1), NormcError, "in_channels must be"),
         (lambda: nf_resnet_small(stochastic_depth=1.0), NormcError, "stochastic_depth"),
         (lambda: nf_resnet_small(activation="mish(x)"), NormcError, "no gamma is published"),
-        (lambda: nf_resnet_small(activation="glu"), FormulaError, "unknown function `glu`"),
-        (lambda: ScaledActivation("v*x", 1.0), NormcError, "of x alone"),
+        (lambda: nf_resnet_small(activation="mish"), NormcError, r"analysis.gain\('mish'\)"),
+        (lambda: nf_resnet_small(activation="glu"), NormcError, "`glu` is no function of one el"),
+        (lambda: Style("log_softmax", gamma=1.0).act(), NormcError, "is no function of one elem"),
+        (lambda: Style("relo", gamma=1.0).act(), FormulaError, "did you mean `relu`"),
+        (lambda: Style(F.relu), NormcError, "activation is a name or an expression"),
+        (lambda: Style().act(0.0), NormcError, "std must be"),
+        (lambda: nf_resnet_small(actvation="relu"), NormcError, "`actvation`.* `activation`"),
+        (lambda: nf_resnet(50, classes=10), NormcError, "`classes` .*mean `num_classes`"),
+        (lambda: nf_resnet_small(alpha=float("nan")), NormcError, "alpha must be .* not nan"),
+        (lambda: nf_resnet_small(alpha=-0.2), NormcError, "alpha must be"),
+        (lambda: nf_resnet_small(alpha="0.2"), NormcError, "alpha must be"),
+        (lambda: nf_resnet_small(bottleneck=0.0), NormcError, "bottleneck must be .* above 0"),
+        (lambda: nf_resnet_small(excite=-1), NormcError, "excite must be"),
+        (lambda: expected_stds([3], float("nan")), NormcError, "alpha must be"),
+        (lambda: expected_stds([-3]), NormcError, "a depth must be"),
     ],
 )
 def test_wrong_arguments_say_what_is_right(make, error, says):

@@ -9,9 +9,11 @@ import torch
 import torch.nn.functional as F
 from torch import func, nn
 from torch.autograd import gradcheck, gradgradcheck
+from torch.nn.utils import prune
 from torch.testing import assert_close
 
 from normc.errors import NormcError, ShapeError
+from normc.nn.kn_conv import KNConv2d
 from normc.nn.scaled_std import GAMMAS, ScaledStdConv2d, ScaledStdLinear, gamma_of
 
 pytestmark = [
@@ -212,14 +214,70 @@ def test_from_conv_keeps_values_sizes_and_flags(form):
     assert ScaledStdConv2d.from_conv(nn.Conv2d(2, 2, 1, bias=False)).bias is None
 
 
+def test_from_conv_takes_what_does_as_conv2d_does():
+    class Named(nn.Conv2d):
+        """Nothing but a name."""
+
+    theirs = Named(3, 2, 3)
+    assert torch.equal(ScaledStdConv2d.from_conv(theirs).weight, theirs.weight)
+    lazy = nn.LazyConv2d(2, 3)
+    lazy(randn(1, 3, 4, 4, dtype=torch.float32))
+    assert ScaledStdConv2d.from_conv(lazy).weight.shape == (2, 3, 3, 3)
+
+
+class Doubled(nn.Conv2d):
+    def _conv_forward(self, *args):
+        return 2 * super()._conv_forward(*args)
+
+
+class OfMine(ScaledStdConv2d):
+    """Standardized already, under another name."""
+
+
+def pruned():
+    return prune.l1_unstructured(nn.Conv2d(2, 2, 3), "weight", 0.5)
+
+
+@pytest.mark.parametrize(
+    "make, says",
+    [
+        (lambda: nn.ConvTranspose2d(2, 2, 3), "not a ConvTranspose2d"),
+        (lambda: nn.Linear(2, 2), "not a Linear"),
+        (lambda: ScaledStdConv2d(2, 2, 3), "a plain nn.Conv2d"),
+        (lambda: OfMine(2, 2, 3), "not a OfMine"),
+        (lambda: KNConv2d(2, 2, 3, padding=1), "not a KNConv2d"),
+        (lambda: Doubled(2, 2, 3), "not a Doubled"),
+        (lambda: nn.LazyConv2d(2, 3), "no shape yet, so call the convolution once"),
+        (lambda: nn.utils.parametrizations.weight_norm(nn.Conv2d(2, 2, 3)), "remove that first"),
+        (pruned, "remove that first"),
+    ],
+)
+def test_from_conv_refuses_what_does_more(make, says):
+    with pytest.raises(NormcError, match=says):
+        ScaledStdConv2d.from_conv(make())
+
+
+@on_forms
+def test_what_timm_has_saved_loads(form):
+    layer = nn.Sequential(conv(3, 4, 3, form=form))
+    saved = {name: p.clone() for name, p in layer.state_dict().items()}
+    saved["0.gain"] = torch.tensor([1.5, -2.0, 0.25, 3.0], dtype=WIDE).view(4, 1, 1, 1)
+    layer.load_state_dict(saved)
+    assert layer[0].gain.tolist() == [1.5, -2.0, 0.25, 3.0]
+    assert saved["0.gain"].shape == (4, 1, 1, 1), "what is given is left as it is"
+    with pytest.raises(RuntimeError, match="size mismatch for 0.gain"):
+        layer.load_state_dict({**saved, "0.gain": torch.ones(5, 1, 1, 1)})
+
+
 def test_copies_and_repr():
     layer = conv(3, 2, 3, form="timm", gamma=1.5)
     for again in (copy.deepcopy(layer), pickle.loads(pickle.dumps(layer))):  # noqa: S301 - ours
         assert_close(again(x := randn(1, 3, 3, 3)), layer(x), **EXACT)
         assert again.gain is not layer.gain
     assert "3, 2, kernel_size=(3, 3)" in repr(layer)
-    assert "form='timm', gamma=1.5, eps=1e-06" in repr(layer)
+    assert repr(layer).endswith("form='timm', gamma=1.5, eps=1e-06)")
     assert "in_features=3" in (text := repr(ScaledStdLinear(3, 2))) and "gamma=1.0" in text
+    assert repr(ScaledStdLinear(3, 2, backend="torch")).endswith("eps=0.0001, backend='torch')")
 
 
 @pytest.mark.parametrize(
@@ -227,10 +285,11 @@ def test_copies_and_repr():
     [
         (lambda: ScaledStdConv2d(3, 4, 3, form="tim"), "did you mean `timm`"),
         (lambda: ScaledStdConv2d(3, 4, 3, gamma="relo"), "did you mean `relu`"),
+        (lambda: ScaledStdConv2d(3, 4, 3, form=None), "no form None: deepmind or timm"),
+        (lambda: ScaledStdConv2d(3, 4, 3, gamma="mish"), r"is normc.analysis.gain\('mish'\)"),
         (lambda: ScaledStdLinear(3, 4, gamma=float("nan")), "gamma must be"),
+        (lambda: ScaledStdLinear(3, 4, gamma=None), "gamma must be .* above 0, not None"),
         (lambda: ScaledStdLinear(3, 4, eps=-1.0), "eps must be"),
-        (lambda: ScaledStdConv2d.from_conv(nn.ConvTranspose2d(2, 2, 3)), "not a ConvTranspose2d"),
-        (lambda: ScaledStdConv2d.from_conv(ScaledStdConv2d(2, 2, 3)), "a plain nn.Conv2d"),
     ],
 )
 def test_wrong_arguments_say_what_is_right(make, says):
@@ -241,6 +300,13 @@ def test_wrong_arguments_say_what_is_right(make, says):
 def test_a_fan_in_of_one_is_refused():
     for make in (lambda: ScaledStdConv2d(4, 4, 1, groups=4), lambda: ScaledStdLinear(1, 4)):
         with pytest.raises(ShapeError, match="use a plain layer"):
+            make()
+
+
+@pytest.mark.filterwarnings("ignore:Initializing zero-element tensors:UserWarning")
+def test_a_fan_in_of_none_is_refused():
+    for make in (lambda: ScaledStdConv2d(0, 4, 3), lambda: ScaledStdLinear(0, 4)):
+        with pytest.raises(ShapeError, match="a layer without inputs"):
             make()
 
 

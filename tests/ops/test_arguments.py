@@ -99,3 +99,10 @@ def test_a_layer_shows_what_matters_to_it():
     assert "momentum=0.1" in repr(normc.Layer("batch_norm", 8))
     untracked = repr(normc.Layer("batch_norm", 8, track_running_stats=False))
     assert "track_running_stats=False" in untracked and "momentum" not in untracked
+
+
+def test_a_layer_has_the_epsilon_of_the_zoo():
+    assert [normc.Layer(n, 8).eps for n in ("bn_silu", "rms_norm", "batch_norm")] == [
+        *(1e-3, 1e-6, 1e-5)
+    ]
+    assert normc.Layer("bn_silu", 8, eps=0.0).eps == 0 and normc.Layer("x", 8).eps == 1e-5
