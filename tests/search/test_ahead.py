@@ -35,7 +35,7 @@ def compiled(tmp_path, monkeypatch):
     def listen(*, src, cache_hit, **_):
         found.append((src.name, cache_hit))
 
-    monkeypatch.setattr(triton.triton.knobs.cache, "dir", str(tmp_path))
+    monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))  # a knob once set asks it no more
     monkeypatch.setattr(triton.triton.knobs.compilation, "listener", listen)
     return found
 
