@@ -23,8 +23,8 @@ demo: $(INSTALLED)  ## compile a layer, check it and train with it (FORMULA="x/g
 	$(BIN)/normc demo $${FORMULA:+-- "$$FORMULA"}
 
 test: $(INSTALLED)  ## run the tests, cheapest first; those for a GPU are skipped without one
-	$(BIN)/python -m pytest -n 2 -m "not interpret and not thorough"
-	TRITON_INTERPRET=1 $(BIN)/python -m pytest -n 2 -m "interpret and not thorough"
+	$(BIN)/python -m pytest -n 2 --dist worksteal -m "not interpret and not thorough"
+	TRITON_INTERPRET=1 $(BIN)/python -m pytest -n 2 --dist worksteal -m "interpret and not thorough"
 
 thorough: $(INSTALLED)  ## run the tests that try the same on more layers
 	$(BIN)/python -m pip install --quiet -c constraints.txt -e ".[ray]"

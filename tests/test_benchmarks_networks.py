@@ -108,7 +108,7 @@ def test_the_twin_has_the_same_convolutions_and_batch_norm():
 @pytest.mark.parametrize(
     "name",
     [
-        pytest.param(name, marks=() if name in ("NF-ResNet", "KNResNet") else pytest.mark.thorough)
+        pytest.param(name, marks=() if name == "NF-ResNet" else pytest.mark.thorough)
         for name in networks.NETWORKS
     ],
 )

@@ -21,7 +21,7 @@ def test_import_takes_less_than_a_third_of_a_second_beyond_torch():
         subprocess.run(
             [sys.executable, "-c", _TIME], capture_output=True, text=True, check=True
         ).stdout
-        for _ in range(5)
+        for _ in range(3)
     ]
     # The least: what else runs on the machine only ever adds, through the caches that all share.
     assert min(float(line.split()[0]) for line in found) < 0.3

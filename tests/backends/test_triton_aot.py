@@ -60,8 +60,15 @@ TWENTY = (
 )
 
 
-@pytest.mark.parametrize("target", triton.TARGETS)
-@pytest.mark.parametrize("text", TWENTY)
+def on_targets():
+    """Twenty formulas for every GPU; in `make test` for two each, the next for the others."""
+    for i, text in enumerate(TWENTY):
+        for j, target in enumerate(triton.TARGETS):
+            marks = (pytest.mark.thorough,) if (i + j) % 2 else ()
+            yield pytest.param(text, target, marks=marks)
+
+
+@pytest.mark.parametrize(("text", "target"), list(on_targets()))
 def test_twenty_formulas_become_machine_code(text, target):
     made = compiled(text, target, geometry=SHAPE)
     assert len(made) >= 2

@@ -44,9 +44,9 @@ def search(check, part, count):
 
 @pytest.mark.cpu
 @pytest.mark.parametrize("part", range(CHUNKS))
-@pytest.mark.parametrize("backend, times", [("c", 6), ("torch", 6)])
+@pytest.mark.parametrize("backend, times", [("c", 6), ("torch", 3)])
 def test_random_formulas_agree(backend, times, part):
-    """In the profile of CI 300 formulas each."""
+    """In the profile of CI 300 formulas in C and 150 in torch."""
 
     @given(formulas(), any_case(["float64"]))
     def check(text, case):

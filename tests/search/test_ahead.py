@@ -65,6 +65,7 @@ def test_an_evaluation_finds_all_its_kernels_in_the_cache(compiled, gpu):
     assert all(hit for _, hit in compiled)
 
 
+@pytest.mark.thorough
 @pytest.mark.slow
 def test_those_of_another_layer_are_not_there(compiled, gpu):
     Ahead(HOW, images(), "sm_90")(LAYER)

@@ -158,6 +158,7 @@ def test_so_does_a_layer_that_cannot_fail_and_fails(closing):
         outcomes(local, GOOD)
 
 
+@pytest.mark.thorough
 def test_so_does_an_objective_that_workers_cannot_import(closing, capfd, monkeypatch):
     gone = types.ModuleType("gone")
     monkeypatch.setitem(sys.modules, "gone", gone)
@@ -214,6 +215,7 @@ def test_images_travel_as_numbers_and_not_through_shared_memory(dtype):
 # --- compiling ahead ------------------------------------------------------------------------------
 
 
+@pytest.mark.thorough
 @pytest.mark.slow
 def test_the_next_are_prepared_while_others_train(closing, log, monkeypatch):
     monkeypatch.setattr(engines, "begin_preparing", faults.begin_preparing)

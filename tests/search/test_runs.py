@@ -136,6 +136,7 @@ def test_time_is_an_end_too(tmp_path):
     assert found.records and all(r.outcome for r in found.records)
 
 
+@pytest.mark.thorough
 def test_the_best_are_trained_for_longer(tmp_path):
     archive = runs.run(tmp_path, TINY, engine="inline", evaluations=COUNT)
     few = min(3, len(archive.scored))
