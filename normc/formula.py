@@ -8,9 +8,10 @@ from collections.abc import Iterator, Mapping
 from functools import cached_property, lru_cache
 from typing import Any
 
-from normc.errors import NormcError, nearest
+from normc.errors import FormulaError, NormcError, nearest
 from normc.language.definition import Definition, Input, Param, X
 from normc.language.expr import postorder
+from normc.language.names import misuse
 from normc.language.parse import parse as parse_definition
 from normc.language.show import show
 from normc.language.zoo import ZOO, Entry
@@ -119,7 +120,11 @@ def formula_of(formula: Formula | str) -> Formula:
         kind = type(formula).__name__
         raise NormcError(f"a formula is text, a name in the zoo or a normc.Formula, not {kind}")
     word = formula.strip()
-    return zoo[word] if word.isidentifier() and word != X.name else parse(formula)
+    if not word.isidentifier() or word == X.name:
+        return parse(formula)
+    if word not in ZOO and (problem := misuse(word)):  # relu, without its argument
+        raise FormulaError(problem, formula, formula.index(word))
+    return zoo[word]
 
 
 class Zoo(Mapping[str, Formula]):

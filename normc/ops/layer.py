@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from math import inf, isfinite
+from numbers import Integral, Real
 from typing import Any
 
 import torch
@@ -63,11 +64,11 @@ class Layer(nn.Module):
         self.op = Op(formula_of(formula), backend)
         eps = self.formula.eps if eps is None else eps
         _check_numbers(num_channels, eps, momentum)
-        self.num_channels = num_channels
-        number = chosen(groups, self.formula, num_channels, after)
-        self.groups = Geometry.of((1, num_channels), number).g
-        self.eps = eps
-        self.momentum = momentum
+        self.num_channels = int(num_channels)
+        number = chosen(groups, self.formula, self.num_channels, after)
+        self.groups = Geometry.of((1, self.num_channels), number).g
+        self.eps = float(eps)
+        self.momentum = None if momentum is None else float(momentum)
         self.channel_dim = channel_dim
         self.sync, self.process_group = sync, process_group
         found = programs(self.formula.definition, ()).running if track_running_stats else ()
@@ -244,11 +245,11 @@ class Layer(nn.Module):
 
 def _check_numbers(num_channels: Any, eps: Any, momentum: Any) -> None:
     """Raise `ShapeError` for no number of channels, `NormcError` for other numbers out of range."""
-    if not isinstance(num_channels, int) or num_channels < 0:  # torch allows none
+    if not isinstance(num_channels, Integral) or int(num_channels) < 0:  # torch allows none
         raise ShapeError(f"num_channels must be a whole number, not {num_channels!r}")
-    if not isinstance(eps, (int, float)) or not 0 <= eps < inf:
+    if not isinstance(eps, Real) or not 0 <= float(eps) < inf:
         raise NormcError(f"eps must be a number from 0 on, not {eps!r}")
-    if momentum is not None and not (isinstance(momentum, (int, float)) and isfinite(momentum)):
+    if momentum is not None and not (isinstance(momentum, Real) and isfinite(momentum)):
         raise NormcError(f"momentum must be None or a number, not {momentum!r}")
 
 

@@ -2,6 +2,7 @@
 
 import re
 
+import numpy as np
 import pytest
 import torch
 from torch.testing import assert_close
@@ -29,6 +30,7 @@ def test_a_name_in_the_zoo_is_its_formula_everywhere():
         ("gama*beta", "`gama*beta` never reads `x`, the input"),
         ("layer_sum(1)", "never reads `x`, the input"),
         ("input r; r*gamma", "never reads `x`, the input"),
+        ("relu", "`relu` is a function and needs an argument: `relu(x)`"),
         ("EvoNorm-S0", "did you mean `evonorm_s0`"),
         ("rms_nrom", "no formula is called `rms_nrom` (did you mean `rms_norm`?)"),
         (b"x", "a formula is text, a name in the zoo or a normc.Formula, not bytes"),
@@ -105,4 +107,5 @@ def test_a_layer_has_the_epsilon_of_the_zoo():
     assert [normc.Layer(n, 8).eps for n in ("bn_silu", "rms_norm", "batch_norm")] == [
         *(1e-3, 1e-6, 1e-5)
     ]
+    assert normc.Layer("x", np.int64(8), eps=np.float32(0.5), momentum=np.float32(1)).eps == 0.5
     assert normc.Layer("bn_silu", 8, eps=0.0).eps == 0 and normc.Layer("x", 8).eps == 1e-5
