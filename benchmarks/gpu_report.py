@@ -14,6 +14,7 @@ from typing import Annotated, Any
 import typer
 
 from benchmarks.gpu_rows import COMPILE, EAGER, GEOMETRIC, LIGER, PASSES, QUACK, ROWS
+from benchmarks.pages import table
 from benchmarks.report import geometric, least
 from normc.analysis.contest import COPY
 from normc.analysis.providers import OURS
@@ -124,10 +125,10 @@ def _check(found: Found) -> str:
     parts = [
         f"{found['done']} of {found['planned']} checks were done, {found['failed']} failed. Each "
         "compares results and all gradients with float64, and repeated runs bit by bit.",
-        _table(["formulas, schedule", "planned", "done", "passed", "kernels that ran"], groups),
+        table(["formulas, schedule", "planned", "done", "passed", "kernels that ran"], groups),
         "The largest error of each dtype, without what a formula's own noise excuses "
         f"({found['excused_tensors']} tensors):",
-        _table(["dtype", "error", "tolerance", "tensor", "of", "case", "schedule"], worst),
+        table(["dtype", "error", "tolerance", "tensor", "of", "case", "schedule"], worst),
         *_listed("Failed", [f"{_where(e)}: {e['why']}" for e in found["failures"]]),
         *_listed("Passed with other numbers only", [_where(e) for e in found["kinks"]]),
         *_listed("Not tried any more, for lack of answers", list(found["hung"])),
@@ -167,7 +168,7 @@ def _pass(name: str, rows: Mapping[str, Found]) -> list[str]:
     if values := _efficiencies(rows.values(), name):
         aim = GEOMETRIC[PASSES.index(name)]
         mean = f"Geometric mean of floor: {least(geometric(values), aim)}. "
-    return [f"### {name}", _table(head, cells), mean + _slower(name, sized)]
+    return [f"### {name}", table(head, cells), mean + _slower(name, sized)]
 
 
 def _cells(id: str, row: Found, name: str) -> list[str]:
@@ -218,10 +219,10 @@ def _graphs(rows: Mapping[str, Found]) -> list[str]:
     parts: list[str] = []
     if graphs:
         parts += ["### small tensors, in a replayed graph, us"]
-        parts += [_table(["row", "pass", "floor us", *who], graphs)]
+        parts += [table(["row", "pass", "floor us", *who], graphs)]
     if hosts:
         parts += ["### the host's time per call, us; aimed at: forward 5, both 25"]
-        parts += [_table(["row", "pass", *who], hosts)]
+        parts += [table(["row", "pass", *who], hosts)]
     return parts
 
 
@@ -231,12 +232,6 @@ def _us(found: Found | None) -> str:
 
 def _number(us: float | None) -> str:
     return "" if us is None else f"{us:.1f}"
-
-
-def _table(head: list[str], rows: Iterable[Iterable[Any]]) -> str:
-    rule = ["---", *["---:"] * (len(head) - 1)]
-    lines = [[str(cell).replace("|", "\\|") for cell in row] for row in rows]
-    return "\n".join("| " + " | ".join(each) + " |" for each in (head, rule, *lines))
 
 
 def main(

@@ -9,14 +9,13 @@
 Layers are those of KNResNet-18 at low resolution. Times are of forward, and of forward with
 backward, measured in turns in one process. ``kept`` are the bytes that forward keeps for backward,
 ``peak`` those that torch holds at the same time in a step, both without x's and the parameters'.
-With ``--layers``, the rest of the file stays: see `begun`.
+With ``--layers``, the rest of the file stays: see `benchmarks.parts`.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable
-from datetime import date
+from collections.abc import Callable
 from itertools import accumulate
 from pathlib import Path
 from typing import Annotated, Any
@@ -27,6 +26,7 @@ import typer
 from torch import Tensor, nn
 from torch.profiler import ProfilerActivity, profile
 
+from benchmarks.parts import begun, finish
 from normc.analysis.machine import environment
 from normc.analysis.timing import interleave
 from normc.nn.kernel_norm import KernelNorm2d
@@ -120,35 +120,6 @@ def _row(row: str, batch: int, rounds: int) -> dict[str, Any]:
         }
         for name, module in modules.items()
     }
-
-
-def begun(path: Path, head: dict[str, Any], part: bool) -> dict[str, Any]:
-    """The record that rows are put into: a new one, or for a part of them that of the file.
-
-    A file has one head for all its rows, so a part has to be measured with the same batch, versions
-    and so on, but for the date, which each row has for itself.
-    """
-    if not part or not path.exists():
-        return {**head, "rows": {}}
-    old: dict[str, Any] = json.loads(path.read_text("utf-8"))
-    now, then = _timeless(head), _timeless(old)
-    if differs := [name for name in now if now[name] != then.get(name)]:
-        told = ", ".join(f"{name} is {now[name]}, not {then.get(name)}" for name in differs)
-        raise typer.BadParameter(f"{path} is of another kind ({told}): measure all or --output")
-    return old
-
-
-def _timeless(head: dict[str, Any]) -> dict[str, Any]:
-    flat = {**head, **head["environment"]}
-    return {name: v for name, v in flat.items() if name not in ("environment", "date", "rows")}
-
-
-def finish(path: Path, record: dict[str, Any], rows: dict[str, Any], order: Iterable[str]) -> None:
-    """Write a record with rows in the place of those of the same names, in the table's order."""
-    today = date.today().isoformat()
-    every = {**record["rows"], **{name: {"date": today, **row} for name, row in rows.items()}}
-    ordered = {name: every[name] for name in order if name in every}
-    path.write_text(json.dumps({**record, "rows": ordered}, indent=1) + "\n", encoding="utf-8")
 
 
 def main(

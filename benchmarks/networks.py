@@ -8,7 +8,7 @@
 
 All are trained alike, by SGD with Nesterov momentum and a rate that falls as a cosine, nothing
 tuned for any of them; every fifth image of scikit-learn's digits is kept for judging. Accuracies
-are those at the end. With ``--networks``, the rest of the file stays: see `kn_conv.begun`.
+are those at the end. With ``--networks``, the rest of the file stays: see `benchmarks.parts`.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ import torch
 import typer
 from torch import Tensor, nn
 
-from benchmarks.kn_conv import begun, finish
+from benchmarks.parts import begun, finish
 from normc.analysis.machine import environment
 from normc.nn.kernel_norm import KernelNorm2d1x1
 from normc.nn.kn_conv import KNConv2d

@@ -8,7 +8,7 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-from benchmarks.search_page import table, where
+from benchmarks.pages import table, where
 
 FOLDER = Path(__file__).parents[1] / "docs" / "benchmarks"
 PAGE = FOLDER / "networks.md"
@@ -67,7 +67,7 @@ def _networks(record: Record) -> list[str]:
     ]
     seeds = [f"seed {run['seed']}" for run in next(iter(record["rows"].values()))["runs"]]
     told = DIGITS.format(dtype=record["dtype"], recipe=recipe)
-    return [told, *table(["network", "parameters", *seeds, "mean", "ms a step"], rows), ""]
+    return [told, table(["network", "parameters", *seeds, "mean", "ms a step"], rows), ""]
 
 
 def _costs(record: Record) -> list[str]:
@@ -86,7 +86,7 @@ def _costs(record: Record) -> list[str]:
     threads = record["environment"]["threads"]
     told = COSTS.format(batch=record["batch"], dtype=record["dtype"], threads=threads)
     head = ["layer", "what", "forward", "with backward", "kept", "peak"]
-    return [told, *table(head, rows), ""]
+    return [told, table(head, rows), ""]
 
 
 def _memory(one: Record) -> list[str]:

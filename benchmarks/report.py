@@ -13,6 +13,7 @@ from typing import Annotated, Any
 
 import typer
 
+from benchmarks.pages import table
 from benchmarks.rows import GEOMETRIC, OTHER, ROWS
 from normc.analysis.contest import BOTH, FORWARD
 from normc.analysis.providers import OURS
@@ -110,10 +111,10 @@ def _section(group: Group, entries: list[Entry]) -> str:
     last = [OTHER] if layout == "channels_last" else []
     head += ["x ours, channels first"] if last else []
     rows = [_cells(e, aimed, last) for e in entries]
-    table = _table(head, [*rows, _means(entries, aimed, len(head))])
+    shown = table(head, [*rows, _means(entries, aimed, len(head))])
     wide = "" if dtype == "float32" else " as float32"
     title = f"{dtype}, {layout.replace('_', ' ')}, tensors of {size} MB{wide}"
-    return f"## {title}\n\n{table}\n\n{_slower(entries)}\n"
+    return f"## {title}\n\n{shown}\n\n{_slower(entries)}\n"
 
 
 def _cells(e: Entry, aimed: bool, more: list[str]) -> list[str]:
@@ -174,11 +175,6 @@ def geometric(values: Iterable[float]) -> float:
     """The geometric mean."""
     logs = [log(value) for value in values]
     return exp(sum(logs) / len(logs))
-
-
-def _table(head: list[str], rows: list[list[str]]) -> str:
-    rule = ["---", *["---:"] * (len(head) - 1)]
-    return "\n".join("| " + " | ".join(line) + " |" for line in (head, rule, *rows))
 
 
 # --- the plot ------------------------------------------------------------------------------------

@@ -7,6 +7,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from benchmarks.pages import table, where
+
 FOLDER = Path(__file__).parents[1] / "docs" / "benchmarks"
 PAGE = FOLDER / "search.md"
 
@@ -47,7 +49,7 @@ def _evolution(record: Record) -> list[str]:
         f"networks, the default setting. Hypervolume of the three accuracies above 0. Evolution "
         f"is ahead in **{wins} of {len(rows)}** seeds.",
         "",
-        *table(head, lines),
+        table(head, lines),
         "",
         "The best of random search above, that of evolution below it, with accuracies on resnet, "
         "mobilenet and efficientnet. In the same runs:",
@@ -83,7 +85,7 @@ def _screening(found: Record) -> list[str]:
         f"passed. The process held {memory[0]:.0f} MiB before, and after each tenth "
         f"{', '.join(f'{m:.0f}' for m in memory[1:])}.",
         "",
-        *table(["stage", "graphs", "share"], shares),
+        table(["stage", "graphs", "share"], shares),
         "",
     ]
 
@@ -107,20 +109,9 @@ def _loop(found: Record) -> list[str]:
         "start: compiling is part of it. All but the layer is the same: convolutions, optimizer, "
         "data.",
         "",
-        *table(head, rows),
+        table(head, rows),
         "",
     ]
-
-
-def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
-    """The lines of a Markdown table, all columns but the first at the right."""
-    lines = [head, ["---", *["--:"] * (len(head) - 1)], *rows]
-    return ["| " + " | ".join(line) + " |" for line in lines]
-
-
-def where(environment: Record) -> str:
-    """The machine and the versions that figures come from, in a line."""
-    return ", ".join(f"{name} {value}" for name, value in environment.items())
 
 
 def main() -> None:

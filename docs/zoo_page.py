@@ -10,9 +10,10 @@ from docs.zoo_plots import GROUPS as IN_GROUPS
 from docs.zoo_plots import REACH, SHAPE
 from normc.formula import Formula, parse, zoo
 from normc.language.axes import FULL
+from normc.language.beyond import BEYOND, Beyond
 from normc.language.definition import Input
 from normc.language.geometry import declared
-from normc.language.zoo import BEYOND, GROUPS, ZOO, Beyond, Entry
+from normc.language.zoo import GROUPS, ZOO, Entry, Published
 from normc.schedule.cost import Ways
 
 Moves = Callable[[str, str, str], Sequence[Ways]]
@@ -119,7 +120,7 @@ def _beyond(row: Beyond) -> list[str]:
     return [code(row.name), _paper(row), row.reason]
 
 
-def _paper(row: Entry | Beyond) -> str:
+def _paper(row: Published) -> str:
     return f"[{row.paper}](https://arxiv.org/abs/{row.arxiv}), {row.year}"
 
 

@@ -21,7 +21,8 @@ import pytest
 from docs import zoo_plots
 from normc.analysis.agreement import FACTOR, TOLERANCE
 from normc.cli.main import app
-from normc.language.zoo import BEYOND, ZOO
+from normc.language.beyond import BEYOND
+from normc.language.zoo import ZOO
 
 ROOT = Path(__file__).parents[1]
 ADDING = ROOT / "docs" / "adding.md"

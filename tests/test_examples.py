@@ -3,24 +3,13 @@
 from __future__ import annotations
 
 import importlib.util
-from collections.abc import Generator
 from pathlib import Path
 
 import pytest
-import torch
 
 EXAMPLES = sorted((Path(__file__).parents[1] / "examples").glob("*.py"))
 
-pytestmark = pytest.mark.cpu
-
-
-@pytest.fixture(autouse=True)
-def one_thread() -> Generator[None, None, None]:
-    """Their tensors are small, and on a busy machine threads wait for each other."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+pytestmark = [pytest.mark.cpu, pytest.mark.usefixtures("one_thread")]
 
 
 @pytest.mark.parametrize("path", EXAMPLES, ids=lambda path: path.stem)

@@ -172,14 +172,20 @@ def isometric_groups_of(
     feeds = Feeds(model, largest)
     with untouched(model, True, how.get("seed", 0)):
         feeds.run(x)
-    known: dict[Sizes, int] = {}
-    for sizes in feeds.found.values():
-        if sizes not in known:
-            fan_in, fan_out, kernel, stride, size = sizes
-            known[sizes] = isometric_groups(
-                formula, fan_in, fan_out, kernel, activation, stride=stride, size=size, **how
-            ).groups  # fmt: skip
+    different = dict.fromkeys(feeds.found.values())
+    known = {sizes: _number(formula, activation, sizes, **how) for sizes in different}
     return {name: known[sizes] for name, sizes in feeds.found.items()}
+
+
+def _number(
+    formula: Formula | str, activation: Formula | str | None, sizes: Sizes, **how: Any
+) -> int:
+    fan_in, fan_out, kernel, stride, size = sizes
+    fans = (fan_in, fan_out, kernel, activation)
+    return isometric_groups(formula, *fans, stride=stride, size=size, **how).groups
+
+
+_remembered = lru_cache(maxsize=1024)(_number)
 
 
 # --- groups="isometric" ---------------------------------------------------------------------------
@@ -192,7 +198,7 @@ def of_layer(formula: Formula, after: nn.Module) -> int:
     sizes = sizes_of(after, None, LARGEST)
     if sizes is None:
         raise ShapeError(f"after={type(after).__name__}: expected a convolution or linear layer")
-    return _found(formula, _behind(formula), sizes)
+    return _remembered(formula, _behind(formula), sizes)
 
 
 def of_model(
@@ -204,13 +210,6 @@ def of_model(
 
 def _behind(formula: Formula) -> str | None:
     return None if activates(formula) else "relu"
-
-
-@lru_cache(maxsize=1024)
-def _found(formula: Formula, activation: str | None, sizes: Sizes) -> int:
-    fan_in, fan_out, kernel, stride, size = sizes
-    found = isometric_groups(formula, fan_in, fan_out, kernel, activation, stride=stride, size=size)
-    return found.groups
 
 
 __all__ = ["By", "Isometric", "Method", "Ratio", "isometric_groups", "isometric_groups_of"]

@@ -77,18 +77,21 @@ def chosen_of(
     ``norms`` are those of the model by all their paths: a norm may stand in several places, and
     what looked at the model may have met it in another one.
     """
-    found: Mapping[str, int] | None = None
-    if isinstance(groups, Mapping):
-        found = groups
-        for path in found.keys() - norms.keys():
-            raise ShapeError(f"groups: the model has no norm `{path}`{nearest(path, norms)}")
-    elif isinstance(groups, str) and groups != "auto":
-        found = _chooser(groups).of_model(model, formula, *where)
-    if where != (None, None) and (found is None or found is groups):
+    if isinstance(groups, str) and groups != "auto":
+        return _by_norm(_chooser(groups).of_model(model, formula, *where), norms)
+    if not (where.data is None and where.shape is None):
         raise ShapeError(f"data and shape are for {_names()}, which runs the model: leave them out")
-    if found is None:
-        same: Groups = groups  # pyright: ignore[reportAssignmentType]  # others are found
-        return lambda norm: same
+    if isinstance(groups, Mapping):
+        for path in groups.keys() - norms.keys():
+            raise ShapeError(f"groups: the model has no norm `{path}`{nearest(path, norms)}")
+        return _by_norm(groups, norms)
+    same: Groups = groups  # pyright: ignore[reportAssignmentType]  # no name is left but "auto"
+    return lambda norm: same
+
+
+def _by_norm(
+    found: Mapping[str, int], norms: Mapping[str, nn.Module]
+) -> Callable[[nn.Module], Groups]:
     numbers = {id(norms[path]): number for path, number in found.items() if path in norms}
     return lambda norm: numbers.get(id(norm), "auto")
 

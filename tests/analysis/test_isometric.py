@@ -13,6 +13,8 @@ from normc.analysis.isometric import Ratio, _choice, isometric_groups, isometric
 from normc.analysis.isometric_unit import _draw, unit_of
 from normc.errors import FormulaError, NormcError, ShapeError
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 CHECK = [
     # fan_in, fan_out, groups: derived, mean and median of 4,000 samples, all measured before
     (256, 256, 1, 1.004, 1.024, 0.995),
@@ -24,15 +26,6 @@ CHECK = [
     (256, 128, 16, 0.600, 0.605, 0.562),
     (256, 128, 32, 1.000, 0.989, 0.723),
 ]
-
-
-@pytest.fixture(autouse=True)
-def one_thread():
-    """Tensors are small, and on a busy machine threads wait for each other."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 def row(found, groups):
@@ -208,7 +201,7 @@ def test_what_a_caller_has_set_for_his_own_tensors_changes_nothing():
     "around", [torch.no_grad, torch.inference_mode, lambda: torch.device("meta")]
 )
 def test_a_layer_is_made_wherever_layers_are_made(around):
-    isometric._found.cache_clear()
+    isometric._remembered.cache_clear()
     with around():
         layer = normc.Layer(
             normc.zoo["group_norm"], 8, groups="isometric", after=nn.Conv2d(4, 8, 3)

@@ -21,14 +21,7 @@ from normc.analysis.signals import Signals, compare_signals, signal_propagation
 from normc.errors import NormcError, ShapeError
 from normc.nn.nf_resnet import NFResNet, expected_variances
 
-
-@pytest.fixture(autouse=True)
-def one_thread():
-    """Tensors are small, and on a busy machine threads wait for each other."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def conv(before, after, kernel=3, stride=1):

@@ -35,7 +35,10 @@ def case_on(layout, dtype):
 
 
 def every_way():
-    """In C in float32, as torch in float64; the other two for one of each kind of layer."""
+    """In C in float32, as torch in float64; in `make test` C in float64 for one of a kind.
+
+    Layers like another are tried in C on three layouts in float32, on all in float64.
+    """
     for name in TEXTS:
         kin = name in normc.zoo and name not in LEADERS
         marks = (pytest.mark.thorough,) if kin else ()

@@ -9,8 +9,9 @@ from torch.testing import assert_close
 from normc import compile
 from normc.language import zoo
 from normc.language.axes import CHANNEL, FULL, NONE
+from normc.language.beyond import BEYOND
 from normc.language.geometry import Geometry
-from normc.language.zoo import BEYOND, ZOO
+from normc.language.zoo import ZOO
 from normc.reference import reference
 from tests.language.zoo_definitions import INDEPENDENT, POINTWISE
 

@@ -23,19 +23,11 @@ from normc.nn.nf_style import ScaledActivation, Style
 from normc.nn.scaled_std import GAMMAS, ScaledStdConv2d
 from normc.search.data import digits
 
-pytestmark = pytest.mark.cpu
+pytestmark = [pytest.mark.cpu, pytest.mark.usefixtures("one_thread")]
 
 WIDE = torch.float64
 EXACT = {"rtol": 1e-10, "atol": 1e-10}
 RELU = GAMMAS["relu"]
-
-
-@pytest.fixture(autouse=True)
-def one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 def randn(*shape, seed=0, dtype=WIDE):

@@ -12,15 +12,9 @@ from normc.analysis.isometric import isometric_groups, isometric_groups_of
 from normc.errors import FormulaError, NormcError, ShapeError
 from normc.ops.grouping import CHOOSERS
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 GROUP_NORM = normc.zoo["group_norm"]
-
-
-@pytest.fixture(autouse=True)
-def one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 @pytest.fixture
@@ -101,7 +95,7 @@ def test_a_shared_norm_is_found_wherever_the_run_met_it():
     expected = isometric_groups_of(
         Shared(), GROUP_NORM, shape=(1, 3, 6, 6), activation="relu", draws=2
     )
-    isometric._found.cache_clear()
+    isometric._remembered.cache_clear()
     model = normc.replace_norms(Shared(), GROUP_NORM, groups="isometric", shape=(1, 3, 6, 6))
     assert len(expected) == 1 and model.b is model.a[1][0]
     assert model.b.groups in (1, 2, 4, 8) and model.b.groups != 16
@@ -186,9 +180,9 @@ def test_one_convolution_is_sampled_once(monkeypatch):
     monkeypatch.setattr(
         isometric, "isometric_groups", lambda *a, **k: asked.append(a) or whole(*a, **k, draws=2)
     )
-    isometric._found.cache_clear()
+    isometric._remembered.cache_clear()
     layers = [
         normc.Layer(GROUP_NORM, 8, groups="isometric", after=nn.Conv2d(4, 8, 3)) for _ in range(3)
     ]
     assert len(asked) == 1 and len({layer.groups for layer in layers}) == 1
-    isometric._found.cache_clear()
+    isometric._remembered.cache_clear()

@@ -17,20 +17,11 @@ from normc.search.setting import Recipe, Stability
 from normc.search.stability import worst_norm
 from normc.search.training import Training, groups
 
-pytestmark = pytest.mark.cpu
+pytestmark = [pytest.mark.cpu, pytest.mark.usefixtures("one_thread")]
 
 BATCH_NORM = "max((x - batch_mean(x))/batch_std(x)*gamma + beta, 0)"
 RECIPE = Recipe(steps=100, batch=8)
 SMALL = Scale(4, (1,))
-
-
-@pytest.fixture(autouse=True)
-def one_thread():
-    """As workers of a search compute."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 def net(text=BATCH_NORM, name="mobilenet", scale=SMALL, seed=0):
